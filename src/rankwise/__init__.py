@@ -1,0 +1,29 @@
+"""rankwise: continual low-rank adaptation of pretrained models.
+
+Learn a stream of tasks without forgetting, with sums of gated rank-1 updates on any torch or Hugging Face model.
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rankwise.api import Run, adapt, export, load, merge, methods, resume, run, save
+    from rankwise.learning.foreign import learning
+
+__version__ = "0.1.0"
+
+_HOMES = {name: "rankwise.api" for name in ("Run", "adapt", "export", "load", "merge", "methods", "resume", "run", "save")}
+
+__all__ = ["Run", "__version__", "adapt", "export", "learning", "load", "merge", "methods", "resume", "run", "save"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (whatever the name stands for)
+    """Load a public name on first use."""
+    if name == "learning":
+        return importlib.import_module("rankwise.learning")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'rankwise' has no attribute {name!r}")

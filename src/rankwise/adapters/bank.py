@@ -1,0 +1,220 @@
+"""Named tensors that grow along one axis, block by block: frozen blocks packed in buffers, live ones as parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.errors import UsageError, nearest
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One tensor of a bank: the name of each of its axes and the part it plays."""
+
+    axes: tuple[str, ...]
+    """Axis names in order, for example ("rank", "in"); exactly one is the axis along which the bank grows."""
+    role: str
+    """What it is for: down, up, router, head, mean."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run of positions on the growing axis, learnt together."""
+
+    label: str
+    size: int
+    live: bool
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The tensors of the blocks that act in one forward, in order, as few contiguous parts as possible."""
+
+    parts: tuple[Mapping[str, Tensor], ...]
+    """Each part holds every tensor of the bank, cut to the part's blocks."""
+    sizes: tuple[int, ...]
+    """Length of each acting block on the growing axis."""
+    labels: tuple[str, ...]
+    dims: Mapping[str, int]
+    """Tensor name -> position of the growing axis."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return tensor `name` over all acting blocks, concatenated along the growing axis."""
+        pieces = [part[name] for part in self.parts]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, self.dims[name])
+
+    def split(self, values: Tensor) -> Sequence[Tensor]:
+        """Cut `values` [..., R] into one piece a part, so that each meets its own part's tensors."""
+        if len(self.parts) == 1:
+            return (values,)
+        name = next(iter(self.dims))
+        return values.split([part[name].shape[self.dims[name]] for part in self.parts], -1)
+
+
+class Packed(nn.Module):
+    """Tensors that do not learn: buffers, so no optimiser, decay or `requires_grad` switch can reach them."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """Hold `tensors` by name."""
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is held, by name."""
+        return dict(self.named_buffers(recurse=False))
+
+
+class Bank(nn.Module):
+    """Blocks of tensors that share one growing axis ("rank" at a site, "class" in a head).
+
+    Old blocks are packed into one contiguous buffer a tensor, so they can have no gradient, no moments and no weight
+    decay; live blocks are parameters. All change of structure goes through `append`, `freeze`, `thaw`, `select` and
+    `drop`; parameters are new objects afterwards, so an optimiser must be built anew.
+    """
+
+    def __init__(self, specs: Mapping[str, Spec], axis: str) -> None:
+        """Make an empty bank of the tensors in `specs`, growing along `axis`."""
+        super().__init__()
+        self.specs = dict(specs)
+        self.axis = axis
+        self.dims = {name: spec.axes.index(axis) for name, spec in specs.items()}
+        self.blocks: tuple[Block, ...] = ()
+        self.frozen = Packed({})
+        self.live = nn.ParameterDict()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of all blocks, frozen ones first."""
+        return tuple(block.label for block in self.blocks)
+
+    @property
+    def size(self) -> int:
+        """Total length of the growing axis."""
+        return sum(block.size for block in self.blocks)
+
+    def append(self, label: str, tensors: Mapping[str, Tensor]) -> None:
+        """Add a live block behind all others, with its starting values; the length is read off the tensors."""
+        if label in self.labels:
+            raise UsageError(f"block {label!r} exists already; labels in this bank: {', '.join(self.labels)}")
+        sizes = {tensors[name].shape[dim] for name, dim in self.dims.items()}
+        if len(sizes) != 1:
+            raise UsageError(f"block {label!r}: tensors disagree on axis {self.axis!r}: {sorted(sizes)}")
+        self._set(self._half(False), self._join(self._half(True), tensors))
+        self.blocks = (*self.blocks, Block(label, sizes.pop(), True))
+
+    def freeze(self) -> None:
+        """Pack every live block behind the frozen ones; their values never change again."""
+        self._set(self._join(self._half(False), self._half(True)), {})
+        self.blocks = tuple(Block(block.label, block.size, False) for block in self.blocks)
+
+    def thaw(self, labels: Iterable[str]) -> None:
+        """Make the blocks in `labels` live and all others frozen, keeping the order within each half."""
+        wanted = {self._known(label) for label in labels}
+        kept = [block.label for block in self.blocks if block.label not in wanted]
+        moved = [block.label for block in self.blocks if block.label in wanted]
+        self._rearrange([self.positions(label) for label in kept], [self.positions(label) for label in moved])
+        sizes = {block.label: block.size for block in self.blocks}
+        self.blocks = tuple(Block(label, sizes[label], label in wanted) for label in (*kept, *moved))
+
+    def select(self, index: Tensor) -> None:
+        """Keep only the positions in `index` (ascending, on the growing axis); emptied blocks disappear."""
+        keep = set(index.tolist())
+        cut = [(block, self.positions(block.label)) for block in self.blocks]
+        cut = [(block, positions[[p in keep for p in positions.tolist()]]) for block, positions in cut]
+        self._rearrange([p for block, p in cut if not block.live], [p for block, p in cut if block.live])
+        self.blocks = tuple(Block(block.label, len(p), block.live) for block, p in cut if len(p))
+
+    def drop(self, label: str) -> None:
+        """Remove one block and everything it held."""
+        gone = set(self.positions(self._known(label)).tolist())
+        self.select(torch.tensor([p for p in range(self.size) if p not in gone], dtype=torch.long))
+
+    def positions(self, label: str) -> Tensor:
+        """Return where block `label` lies on the growing axis: int64 [size]."""
+        start = 0
+        for block in self.blocks:
+            if block.label == label:
+                return torch.arange(start, start + block.size)
+            start += block.size
+        raise UsageError(f"no block {label!r} here; {nearest(label, self.labels)}")
+
+    def view(self, labels: Sequence[str] | None = None) -> Blocks:
+        """Return the tensors of the named blocks (None: all; names this bank does not hold are passed over)."""
+        chosen = self.blocks if labels is None else tuple(block for block in self.blocks if block.label in labels)
+        parts = self._halves() if len(chosen) == len(self.blocks) else [self._cut(block) for block in chosen]
+        return Blocks(
+            tuple(parts), tuple(block.size for block in chosen), tuple(block.label for block in chosen), self.dims
+        )
+
+    def tensor(self, name: str) -> Tensor:
+        """Return tensor `name` over all blocks."""
+        return self.view()[name]
+
+    def state(self) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
+        """Return (tensors by "frozen.<name>" or "live.<name>", the list of blocks) as `restore` takes them."""
+        halves = {"frozen": self._half(False), "live": self._half(True)}
+        tensors = {f"{half}.{name}": tensor for half, parts in halves.items() for name, tensor in parts.items()}
+        return tensors, [{"label": b.label, "size": b.size, "live": b.live} for b in self.blocks]
+
+    def restore(self, tensors: Mapping[str, Tensor], blocks: Sequence[Mapping[str, object]]) -> None:
+        """Put the bank into a state that `state` returned."""
+        halves = {
+            half: {name: tensors[f"{half}.{name}"] for name in self.specs if f"{half}.{name}" in tensors}
+            for half in ("frozen", "live")
+        }
+        self.blocks = tuple(Block(str(b["label"]), int(str(b["size"])), bool(b["live"])) for b in blocks)
+        self._check(halves)
+        self._set(halves["frozen"], halves["live"])
+
+    def _check(self, halves: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for half, live in (("frozen", False), ("live", True)):
+            expected = sum(block.size for block in self.blocks if block.live is live)
+            for name, dim in self.dims.items():
+                tensor = halves[half].get(name)
+                found = 0 if tensor is None else tensor.shape[dim]
+                if found != expected:
+                    raise UsageError(f"{half}.{name}: length {found} on axis {self.axis!r}, the blocks say {expected}")
+
+    def _known(self, label: str) -> str:
+        if label not in self.labels:
+            raise UsageError(f"no block {label!r} here; {nearest(label, self.labels)}")
+        return label
+
+    def _part(self, live: bool) -> dict[str, Tensor]:
+        return dict(self.live.items()) if live else self.frozen.tensors()
+
+    def _half(self, live: bool) -> dict[str, Tensor]:
+        return {name: tensor.detach() for name, tensor in self._part(live).items()}
+
+    def _halves(self) -> list[Mapping[str, Tensor]]:
+        return [part for part in (self._part(False), self._part(True)) if part]
+
+    def _cut(self, block: Block) -> Mapping[str, Tensor]:
+        start = sum(b.size for b in self.blocks[: self.blocks.index(block)] if b.live is block.live)
+        part = self._part(block.live)
+        return {name: tensor.narrow(self.dims[name], start, block.size) for name, tensor in part.items()}
+
+    def _join(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if not first or not second:
+            return dict(first or second)
+        return {name: torch.cat([first[name], second[name].to(first[name])], dim) for name, dim in self.dims.items()}
+
+    def _rearrange(self, frozen: Sequence[Tensor], live: Sequence[Tensor]) -> None:
+        whole = self._join(self._half(False), self._half(True))
+
+        def gather(pieces: Sequence[Tensor]) -> dict[str, Tensor]:
+            index = torch.cat(list(pieces)) if pieces else torch.empty(0, dtype=torch.long)
+            if not len(index):
+                return {}
+            return {name: whole[name].index_select(dim, index.to(whole[name].device)) for name, dim in self.dims.items()}
+
+        self._set(gather(frozen), gather(live))
+
+    def _set(self, frozen: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> None:
+        self.frozen = Packed({n: t.clone() for n, t in frozen.items()})
+        self.live = nn.ParameterDict({n: nn.Parameter(t.clone()) for n, t in live.items()})

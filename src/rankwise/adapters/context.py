@@ -1,0 +1,57 @@
+"""All that flows from the learner to a site during one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+class Sink:
+    """Collects what branches measure in a forward, as means over tokens, by (site, name).
+
+    A forward that is repeated (activation checkpointing) must not count twice, so the learner only hands a sink to
+    forwards without gradient.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, str], Tensor] = {}
+        self._counts: dict[tuple[str, str], Tensor] = {}
+
+    def put(self, site: str, name: str, values: Tensor, tokens: Tensor | None = None) -> None:
+        """Add `values` [..., k], one row a token; rows where `tokens` [...] is False (padding) are left out."""
+        rows = values.detach().float()
+        rows = rows[tokens] if tokens is not None and tokens.shape == rows.shape[:-1] else rows.flatten(0, -2)
+        key = (site, name)
+        self._sums[key] = self._sums.get(key, torch.zeros(rows.shape[-1])) + rows.sum(0).cpu()
+        self._counts[key] = self._counts.get(key, torch.zeros(1)) + rows.shape[0]
+
+    def sums(self) -> list[Tensor]:
+        """Return the running sums and counts, to be added up in place over processes that measured the same names."""
+        return [table[key] for table in (self._sums, self._counts) for key in sorted(table)]
+
+    def means(self) -> dict[str, list[float]]:
+        """Return each measured name's mean over tokens, then over the sites that measured it: {name: [k]}."""
+        per_name: dict[str, list[Tensor]] = {}
+        for (_, name), total in sorted(self._sums.items()):
+            per_name.setdefault(name, []).append(total / self._counts[_, name].clamp_min(1))
+        return {name: torch.stack(means).mean(0).tolist() for name, means in per_name.items()}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a branch may read besides its input and its own tensors; frozen, one a forward.
+
+    Outside a learner every site sees the default: all blocks act and nothing is measured.
+    """
+
+    blocks: tuple[str, ...] | None = None
+    """Labels of the rank blocks that act; None: all of them; (): none, the bare base."""
+    tokens: Tensor | None = None
+    """[N, S] bool, True where a token is real; statistics ignore padding."""
+    sink: Sink | None = None
+    """Where diagnostics go; None: they are not computed."""
+    draws: Mapping[str, Tensor] = field(default_factory=dict)
+    """Values drawn once for an optimiser step, equal in all its forwards."""

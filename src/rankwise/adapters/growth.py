@@ -1,0 +1,74 @@
+"""Structure changes as data: what happens to the rank blocks of a model between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from rankwise.adapters.bank import Bank
+from rankwise.adapters.model import adapted_modules, adapter_of, banks_of, fold
+from rankwise.adapters.pair import Pair
+from rankwise.adapters.sites import Site
+from rankwise.errors import UsageError, nearest
+from rankwise.seeds import generator
+
+OPS = ("append", "freeze", "select", "drop", "fold")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of structure, at every site or at one."""
+
+    op: str
+    """append a live block, freeze all live blocks, select ranks, drop a block, fold a block into the base."""
+    label: str = ""
+    """The block it is about (append, drop, fold)."""
+    rank: int = 0
+    """append: ranks of the new block."""
+    site: str | None = None
+    """Name of the site; None: every site."""
+    index: tuple[int, ...] = ()
+    """select: ranks that stay, counted over all blocks of the site."""
+
+
+def grow(model: nn.Module, changes: Iterable[Change], seed: int) -> None:
+    """Apply `changes` in order, in place. New blocks start from draws of (seed, label, site): order does not matter.
+
+    Parameters are new objects afterwards; build the optimiser anew.
+    """
+    for change in changes:
+        if change.op not in OPS:
+            raise UsageError(f"change {change.op!r} does not exist; {nearest(change.op, OPS)}")
+        if change.op == "fold":
+            fold(model, [change.label])
+            continue
+        for site, bank in _sites(model, change):
+            _apply(bank, site, change, adapter_of(model).branch, seed)
+    for module in adapted_modules(model).values():
+        module.banks.to(next(module.base.parameters()).device)
+
+
+def _sites(model: nn.Module, change: Change) -> list[tuple[Site, Bank]]:
+    banks = banks_of(model)
+    if change.site is None:
+        return list(banks.values())
+    if change.site not in banks:
+        raise UsageError(f"no site {change.site!r} in this model; {nearest(change.site, banks)}")
+    return [banks[change.site]]
+
+
+def _apply(bank: Bank, site: Site, change: Change, branch: Pair, seed: int) -> None:
+    if change.op == "append":
+        if change.rank < 1:
+            raise UsageError(f"rank = {change.rank}: a block needs at least one rank")
+        bank.append(change.label, branch.start(site, change.rank, generator(seed, "init", change.label, site.name)))
+    elif change.op == "freeze":
+        bank.freeze()
+    elif change.op == "select":
+        bank.select(torch.tensor(change.index, dtype=torch.long))
+    else:
+        bank.drop(change.label)
+

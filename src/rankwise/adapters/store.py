@@ -1,0 +1,90 @@
+"""An adapter on the disk: tensors, and a record of where they belong and what they were learnt on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from rankwise.adapters.model import adapter_of, attach, banks_of
+from rankwise.adapters.pair import Pair
+from rankwise.adapters.sites import Site, all_sites
+from rankwise.errors import StorageError
+from rankwise.files import Content, load_json
+from rankwise.storage import read_folder
+from rankwise.tensors import load_tensors, tensor_writer
+
+KIND = "adapter"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a folder holds."""
+
+    path: Path
+    record: dict[str, Any]
+    """Method, branch settings, base; see `files`."""
+    tensors: dict[str, Tensor]
+    """By "<site>/<half>.<tensor>"."""
+
+
+def files(model: nn.Module, base: Mapping[str, Any]) -> dict[str, Content]:
+    """Return the adapter of `model` as files for `storage.write_folder`.
+
+    Args:
+        model: an adapted model.
+        base: name and fingerprint of the base, so that loading can refuse another one.
+
+    """
+    adapter = adapter_of(model)
+    tensors: dict[str, Tensor] = {}
+    sites: list[dict[str, Any]] = []
+    for name, (site, bank) in banks_of(model).items():
+        held, blocks = bank.state()
+        tensors.update({f"{name}/{part}": tensor for part, tensor in held.items()})
+        sites.append({**asdict(site), "blocks": blocks})
+    record = {**adapter.record, "format": FORMAT, "branch": adapter.branch.record(), "base": dict(base), "sites": sites}
+    return {"adapter.json": json.dumps(record, indent=1).encode(), "adapter.safetensors": tensor_writer(tensors)}
+
+
+def read(path: Path) -> Saved:
+    """Read a saved adapter, every byte checked against its manifest; raise StorageError naming what is wrong."""
+    found = read_folder(path, kind=KIND)
+    if "adapter.json" not in found or "adapter.safetensors" not in found:
+        raise StorageError(f"{path}: holds no adapter (this run trained the base or the head only)")
+    record = load_json(found["adapter.json"])
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise StorageError(f"{path}/adapter.json: format {record.get('format')!r}, this version reads {FORMAT}")
+    return Saved(path, record, load_tensors(found["adapter.safetensors"]))
+
+
+def install(model: nn.Module, branch: Pair, saved: Saved) -> None:
+    """Put a saved adapter on `model`, in place.
+
+    Raises:
+        StorageError: a site of the file does not exist in `model` or has another shape there.
+
+    """
+    known = {site.name: site for site in all_sites(model)}
+    entries = {str(entry["name"]): entry for entry in saved.record["sites"]}
+    for name, entry in entries.items():
+        _check_site(saved.path, name, entry, known)
+    record = {key: saved.record[key] for key in saved.record if key not in ("format", "branch", "sites", "base")}
+    attach(model, [known[name] for name in entries], branch, record)
+    for name, (_, bank) in banks_of(model).items():
+        prefix = f"{name}/"
+        tensors = {path[len(prefix) :]: t for path, t in saved.tensors.items() if path.startswith(prefix)}
+        bank.restore(tensors, entries[name]["blocks"])
+
+
+def _check_site(path: Path, name: str, entry: Mapping[str, Any], known: Mapping[str, Site]) -> None:
+    if name not in known:
+        raise StorageError(f"{path}: adapts {name!r}, which this model does not have; load the base it was trained on")
+    shapes = [(entry[key], getattr(known[name], key)) for key in ("n_in", "n_out", "kind")]
+    if any(saved != here for saved, here in shapes):
+        raise StorageError(f"{path}: {name!r} is {[s for s, _ in shapes]} in the file and {[h for _, h in shapes]} in this model")

@@ -1,0 +1,257 @@
+"""The verbs, from Python. Everything public here is importable from `rankwise`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rankwise import papers
+from rankwise.adapters import Change, Gate, attach, bare, detach, fold, grow, pick_sites, store
+from rankwise.config import AdapterSettings, Config, merged, parse, parse_record, read_config
+from rankwise.errors import StorageError, UsageError, nearest
+from rankwise.learning.learner import Learner
+from rankwise.learning.ledger import Ledger
+from rankwise.learning.processes import Processes
+from rankwise.learning.recipe import Method
+from rankwise.learning.results import finish
+from rankwise.learning.run import Watch
+from rankwise.learning.run import run as learn
+from rankwise.models import Backbone, fingerprint, load_backbone
+from rankwise.objectives import Classify, name_rows
+from rankwise.storage import write_folder
+from rankwise.strategies import STRATEGIES
+from rankwise.streams import Stream, build
+from rankwise.surgery.peft import from_peft, is_peft, to_peft
+
+FIRST_BLOCK = "1"
+"""Label of the block that `adapt` starts."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    path: Path
+    """Its directory."""
+    results: dict[str, Any]
+    """What results.json holds."""
+    model: nn.Module
+    """The model as it was left, adapter on."""
+
+
+def methods() -> list[dict[str, Any]]:
+    """Return one record a method: slug, title, paper, axis, identities, mergeable, peft, parameters, refuses."""
+    return [papers.method(slug).record() for slug in papers.slugs()]
+
+
+def adapt(
+    base: nn.Module,
+    method: str = "lora",
+    *,
+    rank: int = 8,
+    sites: str | Sequence[str] = "all-linear",
+    seed: int = 0,
+    data: object = None,
+    gate: Mapping[str, Any] | None = None,
+    **settings: Any,  # noqa: ANN401 (fields of the adapter section)
+) -> nn.Module:
+    """Put the adapter of `method` on any torch module, in place; the base stops learning, the new block learns.
+
+    Args:
+        base: the module; it is changed and returned.
+        method: a slug of `methods()`.
+        rank: ranks of the block.
+        sites: "all-linear" or names, see `rankwise.adapters.pick_sites`.
+        seed: of the starting values.
+        data: examples, for methods that start from data; none does yet.
+        gate: settings of the method's gate, as under [adapter.gate] of a config.
+        settings: other fields of [adapter]: layers, exclude, scale, dropout, init.
+
+    Raises:
+        UsageError: an unknown method, setting or site, or a method without an adapter.
+
+    >>> model = adapt(nn.Sequential(nn.Linear(4, 3)), "lora", rank=2)
+    >>> [tuple(p.shape) for p in model.parameters() if p.requires_grad]
+    [(2, 4), (3, 2)]
+    """
+    chosen = papers.method(method)
+    if chosen.live != "adapter":
+        raise UsageError(f"method {method!r} has no adapter to put on a model; it needs rankwise.run")
+    if data is not None:
+        raise UsageError(f"method {method!r} does not start from data; leave data out")
+    names = [sites] if isinstance(sites, str) and sites != "all-linear" else sites
+    values = {**settings, "rank": rank, "sites": names, "gate": dict(gate or {})}
+    adapter = parse(AdapterSettings, values, "adapt")
+    places = pick_sites(base, adapter.sites, layers=adapter.layers, exclude=adapter.exclude)
+    attach(base, places, chosen.branch(adapter, gate_of(chosen, adapter)), {"method": method, "seed": seed})
+    grow(base, [Change("append", FIRST_BLOCK, rank)], seed)
+    return base
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write the adapter of `model` as a folder of safetensors and JSON that names the base it belongs to."""
+    write_folder(Path(path), store.files(model, {"fingerprint": base_fingerprint(model)}), kind=store.KIND)
+
+
+def load(base: nn.Module, path: str | Path) -> nn.Module:
+    """Put a saved adapter (a rankwise folder, or a PEFT LoRA checkpoint) on `base`, in place, and return it.
+
+    Raises:
+        StorageError: the folder is damaged, or was learnt on other weights than `base` has.
+
+    """
+    path = Path(path)
+    if is_peft(path):
+        return from_peft(base, path)
+    saved = store.read(path)
+    expected, found = saved.record["base"].get("fingerprint"), fingerprint(base)
+    if expected != found:
+        raise StorageError(f"{path}: learnt on a base with fingerprint {str(expected)[:12]}, this one has {found[:12]}")
+    chosen = papers.method(saved.record["method"])
+    adapter = parse(AdapterSettings, saved.record["branch"], f"{path}/adapter.json")
+    store.install(base, chosen.branch(adapter, gate_of(chosen, adapter)), saved)
+    return base
+
+
+def merge(model: nn.Module, *, blocks: Sequence[str] | None = None) -> nn.Module:
+    """Fold the adapter (only `blocks` of it, if named) into the base's weights, in place; return the plain module.
+
+    Raises:
+        UsageError: the method's update depends on the input, or a weight cannot take it.
+
+    """
+    fold(model, blocks)
+    return detach(model)
+
+
+def export(model: nn.Module, path: str | Path, *, to: str = "peft", base_name: str = "") -> None:
+    """Write the adapter for another program; to = "peft" gives a LoRA checkpoint that stock PEFT and vLLM load."""
+    if to != "peft":
+        raise UsageError(f"export to {to!r} does not exist; {nearest(to, ['peft'])}")
+    to_peft(model, Path(path), base_name)
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """Return the fingerprint of the base under an adapter."""
+    with bare(model) as base:
+        return fingerprint(base)
+
+
+def gate_of(method: Method, settings: AdapterSettings) -> Gate:
+    """Make the method's gate from [adapter.gate], refusing unknown keys."""
+    return parse_record(method.gate, settings.gate, f"adapter.gate of method {method.slug!r}")
+
+
+def resolve(source: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> tuple[Config, Method]:
+    """Return the complete config of a run (method defaults under the user's values, paths made whole) and its method."""
+    raw = read_config(source if source is not None else {}, overrides)
+    where = str(source) if isinstance(source, str | Path) else "config"
+    given = parse(Config, raw, where)
+    method = papers.method(given.method)
+    config = parse(Config, merged(method.defaults, raw), where)
+    gate = gate_of(method, config.adapter)
+    filled = {"adapter": {"gate": {f.name: getattr(gate, f.name) for f in fields(gate)}}}  # pyright: ignore[reportArgumentType]
+    return parse(Config, merged(config.model_dump(exclude_none=True), filled), where), method
+
+
+def run(
+    config: str | Path | Mapping[str, Any] | None = None,
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    watch: Watch | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> Run:
+    """Learn the stream that `config` (a TOML file or a mapping) describes, and write everything to `out`.
+
+    Args:
+        config: what to run; left-out keys take the method's defaults, then the schema's.
+        out: the run's directory; must not hold a run yet. Default: runs/<stream>-<method>-seed<seed>.
+        overrides: "key=value" texts laid over the config, as the command's --set takes them.
+        watch: is told what goes on.
+        data: in-memory data sets that the config names as "memory:<name>".
+
+    Raises:
+        UsageError: the config is wrong; nothing was started.
+        RankwiseError: anything else that went wrong; `resume` continues from the last snapshot.
+
+    """
+    complete, method = resolve(config, overrides)
+    root = Path(config).parent if isinstance(config, str | Path) else Path()
+    complete = _whole_paths(complete, root)
+    ledger = Ledger(Path(out) if out is not None else default_folder(complete))
+    learner = learner_of(complete, method, data)
+    with _writing(learner, ledger):
+        if learner.processes.first:
+            ledger.open(complete, learner.stream.record, _base(learner.backbone))
+        return _go(learner, ledger, watch or Watch())
+
+
+def resume(path: str | Path, *, watch: Watch | None = None, data: Mapping[str, Any] | None = None) -> Run:
+    """Continue an interrupted run from its newest whole snapshot, to the bit; a finished run is only written out again.
+
+    Raises:
+        StorageError: no run is there, or the base or data have changed since it was started.
+
+    """
+    ledger = Ledger(Path(path))
+    if not (ledger.path / "config.toml").is_file():
+        raise StorageError(f"{path}: no run to resume (config.toml is missing); start one with `rankwise run`")
+    complete, method = resolve(ledger.path / "config.toml")
+    learner = learner_of(complete, method, data)
+    with _writing(learner, ledger):
+        ledger.refuse_changed(learner.stream.record, _base(learner.backbone))
+        return _go(learner, ledger, watch or Watch())
+
+
+def learner_of(config: Config, method: Method, data: Mapping[str, Any] | None = None) -> Learner:
+    """Load base and stream and put the parts of a run together; nothing is trained or written."""
+    processes = Processes.start(config.train)
+    stream = build(config.stream.model_dump(exclude_none=True), config.seed, data=data)
+    backbone = load_backbone(**config.model.model_dump())
+    if stream.modality != backbone.modality:
+        raise UsageError(
+            f"model {backbone.name!r} reads {backbone.modality}, stream {stream.name!r} holds {stream.modality}; change one of them"
+        )
+    names = name_rows(backbone, stream.class_names, config.seed) if config.objective.head == "names" else None
+    objective = Classify(config.objective, backbone.dim, config.seed, names)
+    strategies = [STRATEGIES[settings.kind][1](settings, config.seed) for settings in config.strategy]
+    return Learner(config, method, gate_of(method, config.adapter), backbone, stream, objective, strategies, processes)
+
+
+def default_folder(config: Config) -> Path:
+    """Return a folder under runs/ that is not taken yet."""
+    stem = f"{config.stream.name}-{config.method}-seed{config.seed}"
+    names = [stem, *(f"{stem}-{i}" for i in range(2, 10_000))]
+    return next(path for name in names if not (path := Path("runs") / name).exists())
+
+
+def _go(learner: Learner, ledger: Ledger, watch: Watch) -> Run:
+    progress = learn(learner, ledger, watch)
+    results = finish(learner, progress, ledger, _base(learner.backbone))
+    return Run(ledger.path, results, learner.backbone.module)
+
+
+def _writing(learner: Learner, ledger: Ledger) -> AbstractContextManager[None]:
+    return ledger.locked() if learner.processes.first else nullcontext()
+
+
+def _base(backbone: Backbone) -> dict[str, str]:
+    return {"name": backbone.name, "fingerprint": backbone.fingerprint}
+
+
+def _whole_paths(config: Config, root: Path) -> Config:
+    """Make file names in a config independent of the folder it lies in."""
+    raw = config.model_dump(exclude_none=True)
+    for table in (raw["stream"], *raw["stream"].get("tasks", ())):
+        for key in ("train", "test"):
+            if key in table and ":" not in table[key]:
+                table[key] = str((root / table[key]).resolve())
+    if (root / raw["model"]["name"]).is_dir():
+        raw["model"]["name"] = str((root / raw["model"]["name"]).resolve())
+    return parse(Config, raw, "config")

@@ -1,0 +1,145 @@
+"""Read a config: file, overrides, schema; every fault in one error that names file, key, value and remedy."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import tomlkit
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from rankwise.config.schema import Config
+from rankwise.errors import UsageError, nearest
+
+S = TypeVar("S", bound=BaseModel)
+R = TypeVar("R")
+
+
+def read_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the raw table of a TOML file (or a mapping) with `key=value` overrides laid over it; nothing checked yet."""
+    raw = _read_toml(Path(source)) if isinstance(source, str | Path) else _plain(source)
+    for override in overrides:
+        raw = merged(raw, _override(override))
+    return raw
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Read and check a config; see `read_config` and `parse`."""
+    return parse(Config, read_config(source, overrides), str(source) if isinstance(source, str | Path) else "config")
+
+
+def parse(kind: type[S], values: Mapping[str, Any], where: str) -> S:
+    """Check `values` against a schema, or raise UsageError with one line for each fault, naming `where`."""
+    try:
+        return kind.model_validate(_plain(values))
+    except ValidationError as error:
+        raise UsageError("\n".join(_explain(kind, fault, where) for fault in error.errors())) from None
+
+
+def parse_record(make: Callable[..., R], values: Mapping[str, Any], where: str) -> R:
+    """Make a frozen dataclass from `values`, checking keys and types as for a table; see `parse`."""
+    assert isinstance(make, type)
+    known = {field.name for field in fields(make)}
+    for key in values:
+        if key not in known:
+            raise UsageError(f"{where}: unknown key {key!r}; {nearest(key, known)}")
+    try:
+        return TypeAdapter(make).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        lines = [f"{where}.{'.'.join(map(str, e['loc']))} = {e['input']!r}: {_lower(e['msg'])}" for e in error.errors()]
+        raise UsageError("\n".join(lines)) from None
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay table `over` on table `under`, key by key, tables within tables."""
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def to_toml(config: BaseModel) -> str:
+    """Write a config as TOML that reads back equal; keys that are not set are left out."""
+    return tomlkit.dumps(config.model_dump(exclude_none=True))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.toml")]) if path.parent.is_dir() else ""
+        raise UsageError(f"{path}: no such config file; {near}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as TOML: {error}") from None
+
+
+def _override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {text!r}: write key=value, as in train.lr=0.001")
+    try:
+        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    for word in reversed(key.strip().split(".")):
+        parsed = {word: parsed}
+    return parsed
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (any TOML value)
+    """Turn mappings and sequences into dicts and lists, which is what strict checking takes."""
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _explain(kind: type[BaseModel], fault: ErrorDetails, where: str) -> str:
+    words = [word for word in fault["loc"] if not _is_branch(word)]
+    path = ".".join(str(word) for word in words)
+    if fault["type"] == "extra_forbidden":
+        *table, key = words
+        known = _fields(kind, table)
+        return f"{where}: unknown key {path!r}; {nearest(str(key), known)}"
+    if fault["type"] == "missing":
+        return f"{where}: {path!r} is missing; add {words[-1]} = ..."
+    if fault["type"] == "value_error":
+        return f"{where}: {path}: {fault['ctx']['error'] if 'ctx' in fault else fault['msg']}"
+    return f"{where}: {path} = {fault['input']!r}: {_lower(fault['msg'])}{_hint(fault)}"
+
+
+def _is_branch(word: str | int) -> bool:
+    """Say whether a part of a location names a member of a union rather than a key."""
+    return isinstance(word, str) and (word in ("str", "int", "float") or "[" in word or word.startswith("constrained-"))
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _hint(fault: ErrorDetails) -> str:
+    if fault["type"] != "literal_error" or not isinstance(fault["input"], str):
+        return ""
+    expected = str(fault.get("ctx", {}).get("expected", ""))
+    return f"; {nearest(fault['input'], expected.replace(' or ', ', ').replace(chr(39), '').split(', '))}"
+
+
+def _fields(kind: type[BaseModel], table: Sequence[str | int]) -> list[str]:
+    """Return the keys of the table at a location inside the schema."""
+    for word in table:
+        if isinstance(word, str):
+            kind = _section(kind.model_fields[word].annotation) or kind
+    return list(kind.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 (any type expression)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section(part))), None)

@@ -1,0 +1,148 @@
+"""The tables of a config."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from rankwise.config.section import Section
+from rankwise.config.stream import StreamSettings
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ModelSettings(Section):
+    """`[model]`: the pretrained base."""
+
+    name: str = Field(default="embedded:vit", min_length=1)
+    """embedded:vit (in the package), minilm (extra `text`), a folder, or a Hugging Face hub id."""
+    pooling: Literal["auto", "mean", "cls", "last", "cls+mean"] = "auto"
+    """How token features become one feature. auto: what suits the architecture."""
+    max_length: Count = 128
+    """Tokens a text is cut to. Memory grows with it."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub; give a commit for a run that can be repeated."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Only for sources you trust as you trust a program."""
+
+
+class ClassifySettings(Section):
+    """`[objective]`: how classes are learnt and recognised; the defaults are those for which the adapter matters."""
+
+    kind: Literal["classify"] = "classify"
+    """What the task asks."""
+    head: Literal["cosine", "linear", "names", "means"] = "cosine"
+    """Rows the loss is taken against. cosine: scaled cosine to trained rows; linear: trained rows and biases; names: rows
+    frozen at the embedding of each class's name; means: rows frozen at the class means taken when the task starts."""
+    classes: Literal["task", "seen"] = "task"
+    """Classes a step's loss ranks: the current task's only, or all seen so far (which wipes out earlier tasks)."""
+    predict: Literal["means", "head"] = "means"
+    """Who answers at test time: the nearest class mean, taken when a task ends, or the head."""
+    imprint: bool = True
+    """Start a cosine row at its class's mean feature instead of at random."""
+    scale: Positive = 16.0
+    """Factor on cosines in the loss. Raise it if the training loss stays high though accuracy is perfect."""
+    lr: Positive = 0.01
+    """Learning rate of the head's rows."""
+
+
+class AdapterSettings(Section):
+    """`[adapter]`: what is added, and where."""
+
+    rank: Count = 8
+    """Ranks of a block. More: more room for a task, more memory; parameters grow in proportion."""
+    sites: str | list[str] = "all-linear"
+    """Modules to adapt: all-linear, or names (a path, the end of a path, a glob)."""
+    layers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    """First and last block to adapt, both included."""
+    exclude: list[str] = []
+    """Names taken out of `sites` again."""
+    scale: Positive = 1.0
+    """Factor on the update (LoRA's alpha / rank)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropping an input feature on the way into the adapter, in training."""
+    init: str = "kaiming"
+    """Start of the down factor: kaiming, gaussian, orthogonal."""
+    growth: Literal["keep", "append"] | None = None
+    """keep: one block through the stream; append: a new block a task, old ones frozen. Default: the method's."""
+    gate: dict[str, Any] = {}
+    """Settings of the method's gate; `rankwise show METHOD` lists them."""
+
+
+class ReplaySettings(Section):
+    """`[[strategy]] kind = "replay"`: rehearse stored examples of earlier tasks."""
+
+    kind: Literal["replay"] = "replay"
+    """The strategy."""
+    size: Count = 200
+    """Examples the buffer holds."""
+    policy: Literal["reservoir", "balanced"] = "reservoir"
+    """reservoir: a uniform sample of everything seen; balanced: an equal share for each class."""
+    batch_size: Count = 32
+    """Stored examples rehearsed in a step."""
+    weight: Positive = 1.0
+    """Factor on the rehearsal loss."""
+    classes: Literal["seen", "task"] = "seen"
+    """Classes the rehearsal loss ranks: all seen so far, or those of the example's own task."""
+    refresh_means: bool = True
+    """Take the class means of earlier tasks again from the buffer when a task ends."""
+
+
+class TrainSettings(Section):
+    """`[train]`: the loop."""
+
+    epochs: Count = 1
+    """Passes over a task's training rows."""
+    steps: Annotated[int, Field(ge=0)] | None = None
+    """Optimiser steps a task; takes the place of epochs."""
+    batch_size: Count = 32
+    """Examples a step, over all processes and micro-batches together."""
+    lr: Positive = 1e-3
+    """Peak learning rate of adapter or base. Pick it on validation data for each method before comparing."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate over a task; cosine and linear end at 0."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of a task's steps in which the learning rate rises from 0."""
+    weight_decay: NotNegative = 0.0
+    """Decoupled weight decay (AdamW)."""
+    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """AdamW's averaging factors."""
+    clip: Positive | None = None
+    """Largest global gradient norm; larger gradients are scaled down to it."""
+    accumulate: Count = 1
+    """Micro-batches a step is cut into, to save memory; the step stays the same to rounding."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Precision of forward products; parameters stay float32. bf16 is faster where the processor has it."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: Count | None = None
+    """Processor threads; a resumed run is equal to the bit only with the same number. Default: torch's."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Threads that prepare batches ahead; the result does not depend on it."""
+    shard_base: bool = False
+    """Spread the frozen base over the processes (FSDP2); adapters stay whole on each."""
+    eval_batch_size: Count = 256
+    """Examples a forward in evaluation."""
+    snapshot_seconds: NotNegative = 30.0
+    """Least time between snapshots within a task; 0: after every step. One is always written when a task ends."""
+    log_every: Count = 10
+    """Steps between two loss lines in events.jsonl."""
+
+
+class Config(Section):
+    """A run."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides class order, starting values, batches and every other draw."""
+    method: str = "mora"
+    """The recipe; `rankwise methods` lists them."""
+    model: ModelSettings = ModelSettings()
+    stream: StreamSettings = StreamSettings()
+    objective: ClassifySettings = ClassifySettings()
+    adapter: AdapterSettings = AdapterSettings()
+    strategy: list[ReplaySettings] = []
+    """What protects the past, in order."""
+    train: TrainSettings = TrainSettings()

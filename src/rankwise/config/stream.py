@@ -1,0 +1,120 @@
+"""The `[stream]` table: which tasks are learnt, in which order, from which rows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rankwise.config.section import Section
+
+Kind = Literal["class-incremental", "task-incremental", "domain-incremental", "cross-domain"]
+Columns = str | Annotated[list[str], Field(min_length=2, max_length=2)]
+Count = Annotated[int, Field(ge=1)]
+Angle = Annotated[float, Field(ge=-360, le=360)]
+
+BUILT_IN: tuple[str, ...] = ("digits",)
+
+APART = (
+    ("shots", "train_limit"),
+    ("tasks", "train"),
+    ("tasks", "test"),
+    ("tasks", "rotations"),
+    ("tasks", "group_by"),
+    ("tasks", "classes_per_task"),
+    ("tasks", "groups"),
+    ("rotations", "classes_per_task"),
+    ("rotations", "group_by"),
+    ("rotations", "groups"),
+    ("classes_per_task", "group_by"),
+    ("classes_per_task", "groups"),
+    ("groups", "group_by"),
+)
+"""Keys of which at most one may be given: they say the same thing twice, or contradict each other."""
+
+
+class TaskSettings(Section):
+    """One entry of `tasks`: a data set that is a task of its own. What is left out is taken from the stream's settings."""
+
+    name: str = Field(min_length=1)
+    """The task's name in tables and in R; names must differ."""
+    train: str
+    """Training rows: a file, a folder, `hub:org/name[:config]` or `memory:name`; relative to the config's folder."""
+    test: str | None = None
+    """Test rows, likewise. Default: the test part of `train` where it has one, else a fixed stratified cut of 20 %."""
+    input: Columns | None = None
+    """Column of the input, or two columns for pairs of texts. Default: the stream's."""
+    target: str | None = None
+    """Column of the label. Default: the stream's."""
+    split: str | None = None
+    """Column that says train or test. Default: the stream's."""
+    train_limit: Count | None = None
+    """At most so many training rows, spread evenly over classes. Default: the stream's."""
+    test_limit: Count | None = None
+    """At most so many test rows, spread evenly over classes. Default: the stream's."""
+
+
+class StreamSettings(Section):
+    """Which tasks are learnt, in which order, from which rows."""
+
+    name: str = Field(default="digits", min_length=1)
+    """A built-in stream (`digits`) or, with `train` or `tasks`, your own label for the stream."""
+    kind: Kind | None = None
+    """How rows become tasks: class-incremental (new classes, ranked among all seen), task-incremental (new classes, ranked
+    within the task), domain-incremental (the same classes, new inputs), cross-domain (new data sets, classes side by side).
+    Default: class-incremental for one data set; for `tasks`, domain-incremental if all label sets are equal, else
+    cross-domain; domain-incremental with `rotations`."""
+    train: str | None = None
+    """Training rows of one data set: .jsonl, .csv, .parquet, .npz, an image folder, a saved data set folder,
+    `hub:org/name[:config]` or `memory:name`; relative to the config's folder. Default: none (a built-in stream)."""
+    test: str | None = None
+    """Test rows, likewise. Default: the test part of `train` where it has one, else a fixed stratified cut of 20 %."""
+    input: Columns | None = None
+    """Column of the input, or two columns for pairs of texts. Default: the first of input, text, sentence, image."""
+    target: str | None = None
+    """Column of the label (text or whole numbers). Default: the first of target, class_name, label."""
+    split: str | None = None
+    """Column whose value says train or test. Default: the column `split` where there is one."""
+    classes_per_task: Count | None = None
+    """Classes a task; the last task takes what is left. Default: 2 unless groups or group_by is given."""
+    groups: list[list[str]] | None = None
+    """Class names of each task, written out; every class in exactly one group."""
+    group_by: str | None = None
+    """Column (or npz array, one value a row or a class) whose values make the tasks."""
+    rotations: list[Angle] | None = None
+    """Angles in degrees, counter-clockwise, one task an angle (domain-incremental, images only)."""
+    tasks: Annotated[list[TaskSettings], Field(min_length=1)] | None = None
+    """Data sets that are tasks, in order."""
+    validation: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Rows set aside from training, stratified by class: a fraction, or a count for each task; 0 for none. Test rows never
+    pick anything, so without validation nothing is picked."""
+    train_limit: Count | None = None
+    """At most so many training rows a task (validation not counted), spread evenly over classes."""
+    test_limit: Count | None = None
+    """At most so many test rows a task, spread evenly over classes."""
+    shots: Count | None = None
+    """Exactly so many training rows a class (16 in the few-shot protocols); not together with train_limit."""
+    order: Literal["seed", "given"] | None = None
+    """Order of classes, groups or tasks: drawn by the seed, or as given. Default: seed for one data set, given for `tasks`,
+    `groups` and `rotations`."""
+
+    @model_validator(mode="after")
+    def _together(self) -> StreamSettings:
+        given = {key for key in type(self).model_fields if getattr(self, key) is not None}
+        for one, other in APART:
+            if {one, other} <= given:
+                raise ValueError(f"'{one}' and '{other}' cannot be given together; remove one of them")
+        if self.shots and any(task.train_limit for task in self.tasks or ()):
+            raise ValueError("'shots' and a task's 'train_limit' cannot be given together; remove one of them")
+        return self._built_in() if self.train is None and self.tasks is None else self
+
+    def _built_in(self) -> StreamSettings:
+        if self.name not in BUILT_IN:
+            raise ValueError(
+                f"name = '{self.name}' is no built-in stream (known: {', '.join(BUILT_IN)}); "
+                "or say where the rows are with train or tasks"
+            )
+        for key in ("test", "input", "target", "split"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"'{key}' has no meaning for the built-in '{self.name}'; add train or drop it")
+        return self

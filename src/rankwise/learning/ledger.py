@@ -1,0 +1,153 @@
+"""A run's directory: what was asked, what happened, what came out. Only the first process writes."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankwise.config import Config, to_toml
+from rankwise.errors import StorageError
+from rankwise.files import append_line, load_json, truncate, write_file
+from rankwise.storage import newest_valid, read_folder, sweep, write_folder
+from rankwise.tensors import load_tensors, tensor_writer
+
+PACKAGES = ("rankwise", "torch", "transformers", "accelerate", "safetensors", "datasets", "numpy", "scikit-learn")
+KEEP = 2
+"""Snapshots kept within a task; those at task ends all stay."""
+
+State = tuple[dict[str, torch.Tensor], dict[str, Any]]
+
+
+class Ledger:
+    """The directory `path`: config.toml, environment.json, events.jsonl, checkpoints/, adapter/, results.json, matrix.csv."""
+
+    def __init__(self, path: Path) -> None:
+        """Point at a directory; nothing is read or written yet."""
+        self.path = path
+        self.events = path / "events.jsonl"
+        self.checkpoints = path / "checkpoints"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing here; the lock goes with the process that holds it."""
+        import fcntl
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise StorageError(f"{self.path}: another process is writing this run; wait for it or stop it") from None
+            yield
+
+    def open(self, config: Config, stream: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+        """Write what the run is made of, and start its events."""
+        if self.events.exists():
+            raise StorageError(f"{self.path} holds a run already; `rankwise resume {self.path}` or choose another --out")
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_file(self.path / "config.toml", to_toml(config).encode())
+        self.write_json("environment.json", {**environment(), "base": dict(base), "stream": dict(stream)})
+
+    def refuse_changed(self, stream: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+        """Raise StorageError if the data or the base are not those the run was started with."""
+        saved = load_json(self.path / "environment.json")
+        for what, now in (("stream", stream), ("base", base)):
+            if saved.get(what) != json.loads(json.dumps(now)):
+                raise StorageError(f"{self.path}: the {what} has changed since this run was started; start a new run, or restore it")
+
+    def record(self, event: str, **values: Any) -> None:  # noqa: ANN401 (JSON values)
+        """Append one line to the events; all but its `time` is the same however often the run was interrupted."""
+        line = {"event": event, **values, "time": datetime.now(UTC).isoformat(timespec="milliseconds")}
+        append_line(self.events, json.dumps(line))
+
+    def snapshot(self, state: State, number: int, *, kept: bool) -> None:
+        """Write a snapshot of everything that changes; `number` grows; `kept` ones are never removed."""
+        tensors, values = state
+        offset = self.events.stat().st_size if self.events.exists() else 0
+        files = {
+            "state.safetensors": tensor_writer(tensors),
+            "state.json": json.dumps({**values, "events": offset, "kept": kept}).encode(),
+        }
+        write_folder(self.checkpoints / f"step-{number:08d}", files, kind="snapshot")
+        self._forget_old()
+
+    def last(self) -> tuple[State | None, list[str]]:
+        """Return the newest snapshot that is whole, and one line about each newer one that is not."""
+        sweep(self.checkpoints)
+        folder, refused = newest_valid(self.checkpoints, kind="snapshot", pattern="step-*")
+        if folder is None:
+            return None, refused
+        files = read_folder(folder, kind="snapshot")
+        values = json.loads(files["state.json"].read_text())
+        return (load_tensors(files["state.safetensors"], finite=False), values), refused
+
+    def rewind(self, offset: int) -> None:
+        """Cut the events that were written after a snapshot; the run writes them again."""
+        if self.events.exists():
+            truncate(self.events, offset)
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write one JSON file, whole or not at all."""
+        write_file(self.path / name, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
+
+    def write_matrix(self, tasks: Sequence[str], zero_shot: Sequence[float | None], matrix: Sequence[Sequence[Any]]) -> None:
+        """Write R as CSV: a column a task, a row before learning and one after each task."""
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(["after", *tasks])
+        for name, row in zip(["nothing", *tasks], [zero_shot, *matrix], strict=True):
+            writer.writerow([name, *("" if cell is None else repr(cell) for cell in row)])
+        write_file(self.path / "matrix.csv", text.getvalue().encode())
+
+    def stored_bytes(self) -> int:
+        """Size of what the run leaves to be used: the files under adapter/."""
+        return sum(file.stat().st_size for file in (self.path / "adapter").glob("*") if file.is_file())
+
+    def _forget_old(self) -> None:
+        """Remove snapshots within tasks but the newest few; one that is being read elsewhere is left."""
+        found = sorted(self.checkpoints.glob("step-*"))
+        passing = [folder for folder in found if not _is_kept(folder)]
+        for folder in passing[:-KEEP]:
+            _remove(folder)
+
+
+def _is_kept(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / "state.json").read_text())["kept"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _remove(folder: Path) -> None:
+    """Take the manifest away first, so that a half-removed folder is seen to be invalid."""
+    with contextlib.suppress(OSError):
+        (folder / "manifest.json").unlink()
+        for file in folder.iterdir():
+            file.unlink()
+        os.rmdir(folder)
+
+
+def environment() -> dict[str, Any]:
+    """Return versions and machine, from an allow-list: nothing of the process environment is recorded."""
+    versions = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": versions,
+    }

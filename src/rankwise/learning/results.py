@@ -1,0 +1,86 @@
+"""What a finished run leaves: results.json, matrix.csv and the adapter folder."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rankwise.adapters import is_adapted, store
+from rankwise.files import Content
+from rankwise.learning import metrics
+from rankwise.learning.learner import Learner
+from rankwise.learning.ledger import Ledger
+from rankwise.learning.run import Progress
+from rankwise.storage import write_folder
+from rankwise.tensors import tensor_writer
+
+Cells = list[list[float | None]]
+
+
+def finish(learner: Learner, progress: Progress, ledger: Ledger, base: Mapping[str, Any]) -> dict[str, Any]:
+    """Write what the run learnt and how it scored; return the results."""
+    if learner.processes.first:
+        write_folder(ledger.path / "adapter", _artefact(learner, base), kind=store.KIND)
+    results = collect(learner, progress, ledger)
+    if learner.processes.first:
+        tasks = [task.name for task in learner.tasks]
+        ledger.write_matrix(tasks, progress.zero_shot, results["matrix"])
+        ledger.write_json("results.json", results)
+    return results
+
+
+def collect(learner: Learner, progress: Progress, ledger: Ledger) -> dict[str, Any]:
+    """Return everything results.json holds; all scores follow from `matrix` and `zero_shot`."""
+    matrix = whole(progress.rows, len(learner.tasks))
+    held = whole(progress.validation, len(learner.tasks))
+    sizes = [len(task.test) for task in learner.tasks]
+    return {
+        "method": learner.method.slug,
+        "model": learner.backbone.name,
+        "stream": learner.stream.name,
+        "seed": learner.seed,
+        "tasks": [task.name for task in learner.tasks],
+        "metric": learner.objective.metric,
+        "matrix": matrix,
+        "zero_shot": progress.zero_shot,
+        **metrics.summary(matrix, progress.zero_shot, sizes),
+        "validation_matrix": held,
+        "validation_final_average": metrics.final_average(held),
+        "diagnostics": progress.diagnostics,
+        "test_examples": sizes,
+        "steps": progress.total,
+        "trainable_parameters": sum(parameter.numel() for parameter in learner.live().values()),
+        "stored_bytes": ledger.stored_bytes(),
+        "wall_seconds": round(progress.seconds, 3),
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def whole(rows: Cells, tasks: int) -> Cells:
+    """Return R with a row a task: where all were learnt at once, only the last row is known."""
+    return [[None] * tasks for _ in range(tasks - len(rows))] + rows
+
+
+def peak_memory() -> int:
+    """Return the most memory this process has held, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _artefact(learner: Learner, base: Mapping[str, Any]) -> dict[str, Content]:
+    """Return the files of adapter/: the adapter (or the base, if that learnt), the head and the class means."""
+    module, objective = learner.backbone.module, learner.objective
+    files = store.files(module, base) if is_adapted(module) else {}
+    if learner.method.live == "base":
+        files["base.safetensors"] = tensor_writer(dict(module.state_dict()))
+    tensors, blocks = objective.head.bank.state()
+    means = {"means.means": objective.means.means, "means.owners": objective.means.owners}
+    head = {"settings": objective.settings.model_dump(), "classes": blocks, "class_names": list(learner.stream.class_names)}
+    return {
+        **files,
+        "head.json": json.dumps({**head, "base": dict(base), "method": learner.method.slug}, indent=1).encode(),
+        "head.safetensors": tensor_writer({**{f"head.{name}": tensor for name, tensor in tensors.items()}, **means}),
+    }

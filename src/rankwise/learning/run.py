@@ -1,0 +1,181 @@
+"""A run: learn each task of a stream, score all of them after each, and be able to stop at any instant."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from rankwise.learning.evaluate import Row, evaluate
+from rankwise.learning.learner import Learner
+from rankwise.learning.ledger import Ledger
+from rankwise.learning.recipe import Phase
+from rankwise.learning.step import rate_at, step
+from rankwise.strategies import Term
+from rankwise.streams import Batch, Task
+
+
+class Watch:
+    """What an onlooker is told while a run goes on; every call does nothing here."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+    def task(self, index: int, count: int, name: str, steps: int, done: int) -> None:
+        """A task begins (or goes on after `done` of its `steps`)."""
+
+    def stepped(self, done: int, loss: float) -> None:
+        """`done` steps of the task are behind; the loss of the last one."""
+
+    def scored(self, name: str, scores: Sequence[float | None]) -> None:
+        """All tasks were scored after `name`."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: all of it that is not in the learner."""
+
+    task: int = 0
+    """Curriculum tasks finished."""
+    step: int = 0
+    """Steps done in the task under way."""
+    total: int = 0
+    """Steps done in all."""
+    zero_shot: list[float | None] = field(default_factory=list)
+    rows: list[list[float | None]] = field(default_factory=list)
+    validation: list[list[float | None]] = field(default_factory=list)
+    diagnostics: list[list[dict[str, Any]]] = field(default_factory=list)
+    seconds: float = 0.0
+    """Wall seconds of all sittings."""
+
+
+def run(learner: Learner, ledger: Ledger, watch: Watch) -> Progress:
+    """Learn what is left of the stream, from the newest whole snapshot or from the start.
+
+    Everything that decides the outcome is in the snapshot or a function of counters, so a run that was killed at any
+    instant ends, after any number of resumptions, with the same weights, scores and events.
+    """
+    progress = _resumed(learner, ledger, watch)
+    if not progress.zero_shot:
+        progress = replace(progress, zero_shot=evaluate(learner).test)
+        _record(learner, ledger, "start", scores=progress.zero_shot)
+    for task in learner.curriculum[progress.task :]:
+        progress = _learn(learner, ledger, watch, task, progress)
+        row = evaluate(learner)
+        progress = _task_done(progress, row)
+        watch.scored(task.name, row.test)
+        _record(learner, ledger, "task", task=task.name, scores=row.test, validation=row.validation)
+        _save(learner, ledger, progress, kept=True)
+    return progress
+
+
+def _learn(learner: Learner, ledger: Ledger, watch: Watch, task: Task, progress: Progress) -> Progress:
+    """Train one task, phase by phase and step by step, from where `progress` says."""
+    steps = steps_for(learner, task)
+    watch.task(progress.task, len(learner.curriculum), task.name, steps, progress.step)
+    if progress.step == 0:
+        learner.begin_task(task)
+    clock = _Clock(learner.config.train.snapshot_seconds)
+    for phase, first, last in _phases(learner.method.phases, steps):
+        if progress.step >= last and steps:
+            continue
+        if progress.step == first:
+            learner.enter_phase(phase)
+        learner.backbone.module.train(learner.method.live != "head")
+        for batch in learner.loader(task).stream(progress.step, last, learner.config.train.workers):
+            settings = learner.config.train
+            rate = rate_at(settings.schedule, settings.warmup, progress.step - first, last - first)
+            losses = step(learner, _terms(learner, task, batch, progress.total), progress.total, rate)
+            progress = replace(progress, step=progress.step + 1, total=progress.total + 1)
+            watch.stepped(progress.step, sum(losses.values()))
+            if progress.step % settings.log_every == 0 or progress.step == steps:
+                _record(learner, ledger, "step", task=task.name, step=progress.step, losses=losses, rate=rate)
+            if clock.rang() and progress.step < steps:
+                _save(learner, ledger, replace(progress, seconds=progress.seconds + clock.lap()), kept=False)
+    learner.end_task(task)
+    return replace(progress, seconds=progress.seconds + clock.total())
+
+
+def _terms(learner: Learner, task: Task, batch: Batch, number: int) -> list[Term]:
+    """Return the losses of one step: the task's own, then those of the strategies in config order."""
+    classes = learner.loss_classes(task)
+    own = Term(learner.config.objective.kind, batch, lambda part: learner.losses(part, classes))
+    return [own, *(term for strategy in learner.strategies for term in strategy.terms(learner, number))]
+
+
+def steps_for(learner: Learner, task: Task) -> int:
+    """Return how many steps a curriculum task takes; tasks learnt at once take the steps of all of them together."""
+    settings = learner.config.train
+    if settings.steps is None:
+        return settings.epochs * learner.loader(task).steps_per_epoch
+    return settings.steps * (len(learner.tasks) if learner.method.order == "joint" else 1)
+
+
+def _phases(phases: Sequence[Phase], steps: int) -> Iterator[tuple[Phase, int, int]]:
+    """Yield (phase, its first step, the step after its last)."""
+    share, first = 0.0, 0
+    for phase in phases:
+        share += phase.share
+        last = round(share * steps)
+        yield phase, first, last
+        first = last
+
+
+class _Clock:
+    """Says when a snapshot is due. Time decides only when one is written, never what comes out."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.start = self.mark = time.monotonic()
+
+    def rang(self) -> bool:
+        if time.monotonic() - self.mark < self.seconds:
+            return False
+        self.mark = time.monotonic()
+        return True
+
+    def lap(self) -> float:
+        return time.monotonic() - self.start
+
+    total = lap
+
+
+def _resumed(learner: Learner, ledger: Ledger, watch: Watch) -> Progress:
+    state, refused = ledger.last() if learner.processes.first or ledger.checkpoints.is_dir() else (None, [])
+    for line in refused:
+        watch.note(line)
+    if state is None:
+        if learner.processes.first:
+            ledger.rewind(0)
+        return Progress()
+    tensors, values = state
+    learner.restore(tensors, values["learner"])
+    learner.processes.wait()
+    if learner.processes.first:
+        ledger.rewind(int(values["events"]))
+    return Progress(**values["progress"])
+
+
+def _task_done(progress: Progress, row: Row) -> Progress:
+    return replace(
+        progress,
+        task=progress.task + 1,
+        step=0,
+        rows=[*progress.rows, row.test],
+        validation=[*progress.validation, row.validation],
+        diagnostics=[*progress.diagnostics, row.diagnostics],
+    )
+
+
+def _record(learner: Learner, ledger: Ledger, event: str, **values: Any) -> None:  # noqa: ANN401 (JSON values)
+    if learner.processes.first:
+        ledger.record(event, **values)
+
+
+def _save(learner: Learner, ledger: Ledger, progress: Progress, *, kept: bool) -> None:
+    tensors, values = learner.state()
+    if learner.processes.first:
+        number = progress.total + progress.task  # grows with every step and every task end, also where a task has no steps
+        ledger.snapshot((tensors, {"learner": values, "progress": asdict(progress)}), number, kept=kept)
+    learner.processes.wait()

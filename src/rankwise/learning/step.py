@@ -1,0 +1,103 @@
+"""One step of training, readable from top to bottom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.adapters import using
+from rankwise.errors import NonFiniteError
+from rankwise.seeds import derive
+from rankwise.strategies import Term
+
+if TYPE_CHECKING:
+    from rankwise.learning.learner import Learner
+
+
+def step(learner: Learner, terms: Sequence[Term], number: int, rate: float) -> dict[str, float]:
+    """Do one optimiser step on the sum of `terms`; return each term's mean loss, over all processes.
+
+    One backward follows each forward, under the same context (activation checkpointing runs the forward again during
+    the backward). Gradients of micro-batches and processes add up to those of the whole batch.
+
+    Args:
+        learner: what learns; its live parameters change.
+        terms: the losses, drawn for this step.
+        number: steps done before, counted over the whole run: all draws are functions of it.
+        rate: learning rate, as a factor on each parameter group's own.
+
+    Raises:
+        NonFiniteError: a loss is not finite; nothing was changed.
+
+    """
+    learner.optimizer.zero_grad(set_to_none=True)
+    losses = {term.name: backward(learner, term, number) for term in terms}
+    live = list(learner.live().values())
+    add_up(learner, live, list(losses.values()))
+    values = {name: float(loss) for name, loss in losses.items()}
+    refuse_non_finite(terms, values, number)
+    for strategy in learner.strategies:
+        strategy.shape(learner, number)
+    if learner.config.train.clip is not None:
+        nn.utils.clip_grad_norm_(live, learner.config.train.clip)
+    for group in learner.optimizer.param_groups:
+        group["lr"] = group["peak"] * rate
+    learner.optimizer.step()
+    for strategy in learner.strategies:
+        strategy.settle(learner, number)
+    for strategy in learner.strategies:
+        strategy.follow(learner, number)
+    return values
+
+
+def backward(learner: Learner, term: Term, number: int) -> Tensor:
+    """Run forward and backward over this process's micro-batches of `term`; return their part of its mean loss."""
+    total = torch.zeros((), device=learner.processes.device)
+    parts = term.batch.cut(learner.processes.world * learner.config.train.accumulate)
+    for i in learner.processes.share(len(parts)):
+        if len(parts[i]):
+            seed_draws(learner, term.name, number, i)
+            tokens = parts[i].inputs.get("attention_mask")
+            with using(learner.backbone.module, blocks=learner.acting, tokens=None if tokens is None else tokens.bool()):
+                loss = term.losses(parts[i].to(learner.processes.device)).sum() / len(term.batch)
+                (term.weight * loss).backward()
+            total += loss.detach()
+    return total
+
+
+def seed_draws(learner: Learner, term: str, number: int, part: int) -> None:
+    """Start torch's generators where (seed, step, term, micro-batch) says, so that no draw depends on what ran before."""
+    torch.manual_seed(derive(learner.seed, "draw", number, term, part))
+
+
+def add_up(learner: Learner, live: Sequence[nn.Parameter], losses: list[Tensor]) -> None:
+    """Sum gradients and losses over processes; a process that had no example of its own joins with zeros."""
+    if learner.processes.world > 1:
+        for parameter in live:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    learner.processes.add_up([*(p.grad for p in live if p.grad is not None), *losses])
+
+
+def refuse_non_finite(terms: Sequence[Term], values: dict[str, float], number: int) -> None:
+    """Stop before the rule if a loss is not finite, naming the step and the rows of its batch."""
+    for term in terms:
+        if not math.isfinite(values[term.name]):
+            rows = term.batch.ids.tolist()
+            raise NonFiniteError(
+                f"step {number}: loss {term.name!r} is {values[term.name]} on rows {rows[:8]}{'...' if rows[8:] else ''}; "
+                "lower train.lr, set train.clip, or look at these rows"
+            )
+
+
+def rate_at(schedule: str, warmup: float, done: int, total: int) -> float:
+    """Return the learning rate's factor in step `done` of `total`: up over the warm-up, then along the schedule."""
+    rising = math.ceil(warmup * total)
+    if done < rising:
+        return (done + 1) / (rising + 1)
+    progress = (done - rising) / max(total - rising, 1)
+    courses = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}
+    return courses[schedule]

@@ -1,0 +1,145 @@
+"""Encoders in the Hugging Face layout: safetensors only, and no code from the folder unless asked for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    CLIPVisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SiglipVisionModel,
+)
+from transformers.models.auto import modeling_auto
+from transformers.utils import logging
+
+from rankwise.errors import DataError
+from rankwise.models import base
+from rankwise.models.base import Backbone, Pool
+from rankwise.models.images import encode_images
+from rankwise.models.sources import find, image_settings, read_config
+from rankwise.models.text import encode_texts
+
+VISION_PARTS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}  # of a model of two towers, the one that sees
+POOLED = frozenset({"clip", "clip_vision_model", "siglip", "siglip_vision_model"})
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "spm.model")
+CLASS_TOKEN = frozenset({"vit", "deit", "beit", "data2vec-vision", "dinov2", "vit_msn"})
+
+
+def load(
+    name: str,
+    pooling: str = "auto",
+    max_length: int = 128,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    label: str = "",
+) -> Backbone:
+    """Load the encoder in folder `name`, or of hub id `name`, as a frozen float32 Backbone whose name is `label`.
+
+    The pooling "auto" means: text encoders, mean over the real tokens; decoders, the last real token; vision
+    transformers, class token plus mean of the patch tokens; CLIP and SigLIP, the pooled output of the vision tower;
+    other vision models, the mean over all places. Raises DataError where the folder, its weights or its configuration
+    cannot be used, and UsageError for an unknown pooling.
+    """
+    folder = find(name, revision, trust_remote_code)
+    config = read_config(folder, trust_remote_code)
+    module = read_module(folder, config, trust_remote_code)
+    if module.main_input_name == "pixel_values":
+        encode = partial(encode_images, **image_settings(folder, module.config.to_dict()))
+        pool = base.pool_named(pooling, "image", _vision_pool(config.model_type))
+        backbone = Backbone(label or name, module, "image", 0, "", encode, pool, ("pixel_values",))
+        sample: Any = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    elif module.main_input_name == "input_ids":
+        limit = min(max_length, config.to_dict().get("max_position_embeddings") or max_length)
+        encode = partial(encode_texts, tokenizer=read_tokenizer(folder, trust_remote_code), max_length=limit)
+        pool = base.pool_named(pooling, "text", _text_pool(config.model_type))
+        backbone, sample = Backbone(label or name, module, "text", 0, "", encode, pool), ["a"]
+    else:
+        raise DataError(f"{folder}: its inputs are {module.main_input_name!r}; a base reads images or text")
+    backbone.fingerprint = base.fingerprint(module)
+    with torch.no_grad():  # the configuration's name for the width differs from model to model: measure it
+        backbone.dim = backbone.features(backbone.encode(sample)).shape[1]
+    return backbone
+
+
+def read_module(folder: Path, config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """Build the encoder and fill it from the file: float32, frozen, no unused pooler; every weight must be there.
+
+    What the constructor draws for initial weights leaves the global generator as it was. Raises DataError.
+    """
+    read = AutoModel.from_pretrained if config.model_type not in VISION_PARTS else _vision_part
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    options |= {"config": config, "dtype": torch.float32, "trust_remote_code": trust_remote_code}
+    try:
+        with torch.random.fork_rng(devices=[]), _quietly():
+            module, report = read(folder, **options, **_without_pooler(config))
+    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
+        raise DataError(f"{folder}: the weights cannot be read ({error}); get an undamaged copy") from error
+    missing = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise DataError(f"{folder}: the file lacks weights of {type(module).__name__}: {shown}; get the whole model")
+    base.freeze(module, str(folder))
+    return module
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the library's bar and its table of weights to itself: what matters in it is checked and raised here."""
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _vision_part(folder: Path, *, config: PreTrainedConfig, trust_remote_code: bool, **options: Any) -> Any:
+    """Read the vision tower of a model of two (whose code is always the library's own)."""
+    vision = config.sub_configs["vision_config"](**config.to_dict()["vision_config"])
+    return VISION_PARTS[config.model_type].from_pretrained(folder, config=vision, **options)
+
+
+def _without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
+    """Tell models that ask that no pooler is wanted: its weights may be missing, and no adapter should land on it."""
+    found = modeling_auto.MODEL_MAPPING.get(type(config), None)
+    kinds = found if isinstance(found, tuple) else () if found is None else (found,)
+    asks = [kind for kind in kinds if "add_pooling_layer" in inspect.signature(kind.__init__).parameters]
+    return {"add_pooling_layer": False} if asks else {}
+
+
+def read_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Read the tokenizer that lies beside the weights. Raises DataError."""
+    remedy = "save it there with tokenizer.save_pretrained()"
+    if not trust_remote_code and not any((folder / name).exists() for name in VOCABULARIES):
+        raise DataError(f"{folder}: no tokenizer lies there; {remedy}")  # the library would make up an empty one
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder}: no tokenizer can be read ({error}); {remedy}") from error
+
+
+def _text_pool(kind: str) -> Pool:
+    """Choose the mean for encoders (each token sees all others) and the last token for decoders."""
+    encoder = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    decoder = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return base.last_token if decoder and not encoder else base.mean_of_tokens
+
+
+def _vision_pool(kind: str) -> Pool:
+    """Choose how a vision model's states become one row."""
+    return base.pooled if kind in POOLED else base.class_and_patches if kind in CLASS_TOKEN else base.everywhere

@@ -1,0 +1,17 @@
+"""Full fine-tuning in sequence: every weight of the base learns, nothing protects the past."""
+
+from __future__ import annotations
+
+from rankwise.learning.recipe import Method
+
+METHOD = Method(
+    slug="finetune",
+    title="Full fine-tuning in sequence",
+    paper="lower bound of arXiv 2302.00487",
+    axis="live",
+    live="base",
+    parameters="all weights of the base",
+    peft=None,
+    refuses=("adapter settings: it has no adapter",),
+    defaults={"train": {"lr": 1e-4}},
+)

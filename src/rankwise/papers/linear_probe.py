@@ -1,0 +1,17 @@
+"""The base as it is: only the head's rows learn."""
+
+from __future__ import annotations
+
+from rankwise.learning.recipe import Method
+
+METHOD = Method(
+    slug="linear-probe",
+    title="Frozen base with a trained head",
+    paper="frozen-backbone baseline of arXiv 2302.00487",
+    axis="live",
+    live="head",
+    parameters="features + 1 a class",
+    peft=None,
+    refuses=("adapter settings: it has no adapter",),
+    defaults={"objective": {"predict": "head"}},
+)

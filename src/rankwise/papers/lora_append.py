@@ -1,0 +1,15 @@
+"""A LoRA block for each task, old ones frozen, all of them summed: growth without a gate."""
+
+from __future__ import annotations
+
+from rankwise.learning.recipe import Method
+
+METHOD = Method(
+    slug="lora-append",
+    title="LoRA, a frozen block for each task, summed",
+    paper="IncLoRA baseline of arXiv 2310.14152 (O-LoRA)",
+    axis="growth",
+    growth="append",
+    parameters="rank * (in + out) a site and task; tasks * rank * (in + out) stored",
+    peft="converted",
+)

@@ -1,0 +1,137 @@
+"""MoRA: a mixture of self-activated rank-1 experts that grows task by task (arXiv 2506.21035)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from rankwise.adapters import Blocks, Context, Site, Spec
+from rankwise.learning.recipe import Method
+
+EPS = 1e-8  # added to the norm: a token with no response at all gets scores of zero, not NaN
+
+
+@dataclass(frozen=True)
+class SelfActivated:
+    """Each rank-1 atom (key A_i, value B_i) is an expert whose response z_i = A_i x is its own router score.
+
+        s = z / ||z||                       over ALL atoms, old and new       (Eq. 3; float32)
+        w = softmax(top-k(s) / tau)         over all atoms, 0 outside top-k   (Eqs. 4-5)
+        w_i <- w_i [s_i >= delta]           at inference only, not renormalised (Eq. 6)
+        y = W x + sum_i w_i B_i z_i                                           (Eq. 2)
+
+    | symbol | shape | meaning |
+    |---|---|---|
+    | z | [..., R] | responses; R = tasks x rank |
+    | s | [..., R] | signed scores, sum of squares 1 |
+    | w | [..., R] | mixture weights |
+
+    Changed from the authors' code: the scale acts on old and new blocks alike, no atoms exist for a task that has not
+    begun, moments are fresh for each task (their TRACE code does otherwise in all three).
+    """
+
+    linear: ClassVar[bool] = False
+    top_k: int = 8
+    """k, atoms that may act on a token (at least 2: one logit has no gradient). Paper: 16 (CLIP), 8 (language)."""
+    temperature: float = 0.02
+    """tau of the softmax. Lower: nearer to one atom a token; too low starves atoms. Paper: 0.01 and 0.03."""
+    threshold: float = 0.0
+    """delta: atoms scoring below it are pruned at inference. Raise it to keep the base on foreign inputs. Paper: 0.2,
+    which fits pools of 16 to 160 atoms; in smaller pools the best score is above it anyway."""
+    threshold_unit: Literal["absolute", "pool"] = "absolute"
+    """pool: the threshold counts in units of 1/sqrt(R), the size of a score when all atoms respond alike."""
+    threshold_in_training: bool = False
+    """Ablation: prune in training too."""
+    weights: Literal["softmax", "dense", "uniform"] = "softmax"
+    """Ablation: dense sets w = 1 (append-and-freeze LoRA), uniform w = 1/R."""
+    selection: Literal["top-k", "all"] = "top-k"
+    """Ablation: all takes the softmax over every atom."""
+    scores: Literal["signed", "absolute"] = "signed"
+    """Ablation: absolute lets a strongly negative response act."""
+    level: Literal["atom", "block"] = "atom"
+    """Ablation: block gates the atoms of a task together by the sum of their scores."""
+    router: Literal["self", "linear"] = "self"
+    """Ablation: linear takes the scores from a learned matrix [R, in] instead of from the keys."""
+    normalise_keys: bool = False
+    """Ablation: scores from A_i / ||A_i||, so that a long key has no advantage."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings outside their range."""
+        if self.top_k < 1 or self.temperature <= 0 or self.threshold < 0:
+            raise ValueError("top_k must be at least 1, temperature above 0, threshold at least 0")
+
+    def specs(self) -> Mapping[str, Spec]:
+        """Only the external router has tensors of its own."""
+        return {"router": Spec(("rank", "in"), "router")} if self.router == "linear" else {}
+
+    def __call__(self, z: Tensor, x: Tensor, blocks: Blocks, context: Context, site: Site, training: bool) -> Tensor:
+        """Return w * z; see the class."""
+        if self.weights != "softmax":
+            return z if self.weights == "dense" else z / z.shape[-1]
+        s = self.score(z.float(), x, blocks)
+        w = self.mix(s, blocks.sizes)
+        if self.threshold_in_training or not training:
+            w = w * (s >= self.cut(s.shape[-1]))
+        if context.sink is not None:
+            measure(w, blocks, context, site)
+        return (w * z.float()).to(z.dtype)
+
+    def score(self, z: Tensor, x: Tensor, blocks: Blocks) -> Tensor:
+        """Return s [..., R] in float32: the responses over their norm, jointly over all atoms."""
+        if self.router == "linear":
+            z = torch.nn.functional.linear(x.float(), blocks["router"].float())
+        elif self.normalise_keys:
+            z = z / (blocks["A"].float().norm(dim=1) + EPS)
+        s = z * torch.rsqrt(z.square().sum(-1, keepdim=True) + EPS**2)
+        return s.abs() if self.scores == "absolute" else s
+
+    def mix(self, s: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        """Return w [..., R]: the softmax over the k best scores, before any threshold."""
+        if self.level == "block":
+            ranks = torch.tensor(sizes, device=s.device)
+            sums = torch.stack([block.sum(-1) for block in s.split(list(sizes), -1)], -1)
+            return self.sparse(sums, max(round(self.top_k / max(sizes)), 1)).repeat_interleave(ranks, -1)
+        return self.sparse(s, self.top_k)
+
+    def sparse(self, s: Tensor, k: int) -> Tensor:
+        """Return softmax(s / tau) over the k largest entries of each row, 0 elsewhere."""
+        k = min(max(k, 2), s.shape[-1])
+        if self.selection == "all" or k == s.shape[-1]:
+            return torch.softmax(s / self.temperature, -1)
+        best, index = s.topk(k, -1)
+        return torch.zeros_like(s).scatter(-1, index, torch.softmax(best / self.temperature, -1))
+
+    def cut(self, atoms: int) -> float:
+        """Return delta for a pool of `atoms`."""
+        return self.threshold / math.sqrt(atoms) if self.threshold_unit == "pool" else self.threshold
+
+
+def measure(w: Tensor, blocks: Blocks, context: Context, site: Site) -> None:
+    """Report, over real tokens: atoms that act, tokens on which any does, and each block's share of the mixture."""
+    assert context.sink is not None
+    share = torch.stack([block.sum(-1) for block in w.split(list(blocks.sizes), -1)], -1)
+    context.sink.put(site.name, "active_atoms", (w > 1e-3).sum(-1, keepdim=True), context.tokens)
+    context.sink.put(site.name, "pass_rate", (w > 0).any(-1, keepdim=True), context.tokens)
+    context.sink.put(site.name, "block_share", share, context.tokens)
+
+
+METHOD = Method(
+    slug="mora",
+    title="MoRA: self-activated rank-1 experts",
+    paper="arXiv 2506.21035 (ICML 2026, published there as MoRAM)",
+    axis="gate",
+    gate=SelfActivated,
+    growth="append",
+    identity_at_creation="exact",
+    identity_at_append="moves",
+    mergeable=False,
+    peft=None,
+    parameters="tasks * rank * (in + out) a site",
+    refuses=("merge: the gate depends on the input", "embedding sites with router = linear"),
+    defaults={"train": {"lr": 1e-3}},
+)

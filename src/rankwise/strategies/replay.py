@@ -1,0 +1,102 @@
+"""Experience replay: a bounded buffer of earlier examples, rehearsed beside each batch of new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rankwise.config import ReplaySettings
+from rankwise.seeds import derive, generator
+from rankwise.strategies.base import Host, Strategy, Term
+from rankwise.streams import Batch, Task
+
+
+class ReplayBuffer:
+    """At most `size` of the training rows seen so far, as (task index, position) and class id.
+
+    Every row gets one uniform draw, a function of (seed, task, position), and the rows with the smallest draws stay:
+    over all rows ("reservoir": an exact uniform sample of everything seen) or within each class's equal share
+    ("balanced"; the remainder of an uneven division goes to the smallest class ids).
+    """
+
+    def __init__(self, size: int, policy: str, seed: int) -> None:
+        """Make an empty buffer."""
+        self.size, self.policy, self.seed = size, policy, seed
+        self.rows = torch.empty(0, 3, dtype=torch.long)
+
+    def offer(self, task: int, labels: Tensor) -> None:
+        """Offer every training row of `task`, once; labels [n] in row order."""
+        count = len(labels)
+        new = torch.stack([torch.full((count,), task), torch.arange(count), labels.cpu()], 1)
+        rows = torch.cat([self.rows, new])
+        draws = torch.tensor([derive(self.seed, "replay", *row) for row in rows[:, :2].tolist()], dtype=torch.long)
+        rows = rows[draws.argsort()]
+        self.rows = rows[: self.size] if self.policy == "reservoir" else self._balance(rows)
+
+    def draw(self, count: int, step: int) -> Tensor:
+        """Return up to `count` stored rows, without replacement, as [n, 3]; a function of (seed, step)."""
+        order = torch.randperm(len(self.rows), generator=generator(self.seed, "rehearse", step))
+        return self.rows[order[:count]]
+
+    def _balance(self, rows: Tensor) -> Tensor:
+        classes = rows[:, 2].unique().tolist()
+        share, rest = divmod(self.size, len(classes))
+        kept = [rows[rows[:, 2] == c][: share + (i < rest)] for i, c in enumerate(classes)]
+        return torch.cat(kept)
+
+
+class Replay(Strategy):
+    """Adds weight * mean cross-entropy of a draw from the buffer to each step.
+
+    The new batch is ranked among the classes its own objective says; the stored one among all seen (as ER-ACE does) or
+    among its own task's. Rows are offered once each, when their task ends; draws start with the second task.
+    """
+
+    name = "replay"
+    reads = frozenset({"loss", "memory"})
+    writes = {"loss": "add", "replay buffer": "set"}
+    brings_batches = True
+    learns_old_classes = True
+
+    def __init__(self, settings: ReplaySettings, seed: int) -> None:
+        """Start with an empty buffer."""
+        self.settings = settings
+        self.buffer = ReplayBuffer(settings.size, settings.policy, seed)
+
+    def terms(self, host: Host, step: int) -> Sequence[Term]:
+        """Return the rehearsal loss: one term, or one for each task drawn from where classes = "task"."""
+        drawn = self.buffer.draw(self.settings.batch_size, step)
+        if not len(drawn):
+            return ()
+        if self.settings.classes == "seen":
+            return (self._term(host, "replay", drawn, host.seen, self.settings.weight),)
+        return [self._task_term(host, drawn, task) for task in drawn[:, 0].unique().tolist()]
+
+    def end_task(self, host: Host, task: Task) -> None:
+        """Offer the finished task's training rows."""
+        self.buffer.offer(task.index, task.train.labels)
+
+    def remembered(self) -> Tensor:
+        """Return what the buffer holds, if class means are to be taken from it again."""
+        return self.buffer.rows[:, :2] if self.settings.refresh_means else self.buffer.rows[:0, :2]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the stored rows."""
+        return {"rows": self.buffer.rows}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take the stored rows back."""
+        self.buffer.rows = state["rows"].clone()
+
+    def _task_term(self, host: Host, drawn: Tensor, task: int) -> Term:
+        own = drawn[drawn[:, 0] == task]
+        weight = self.settings.weight * len(own) / len(drawn)
+        return self._term(host, f"replay.{task}", own, host.tasks[task].classes, weight)
+
+    def _term(self, host: Host, name: str, rows: Tensor, classes: Sequence[int], weight: float) -> Term:
+        def losses(batch: Batch) -> Tensor:
+            return host.losses(batch, classes)
+
+        return Term(name, host.examples(rows[:, :2]), losses, weight)

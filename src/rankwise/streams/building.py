@@ -1,0 +1,154 @@
+"""From the `[stream]` settings to a Stream: read what is named, cut a test where there is none, choose the scenario."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConflictError, DataError
+from .base import Stream
+from .digits import digits
+from .rows import Rows
+from .sampling import Sampling, generator, stratified
+from .scenarios import Domain, class_incremental, cross_domain, domain_incremental, domains_by_column, rotated
+from .settings import Kind, StreamSettings, TaskSettings
+from .sources import choose_part, parts
+from .tables import WHOLE, Parts
+
+CUT_FRACTION = 0.2
+"""Share of the rows that become the test where a data set brings none."""
+CUT_SEED = 2026
+"""Seed of that cut: fixed, so that runs with other seeds are scored on the same rows."""
+CLASSES_PER_TASK = 2
+
+Cuts = list[dict[str, Any]]
+
+
+def build_stream(
+    settings: StreamSettings | Mapping[str, Any],
+    seed: int,
+    root: str | Path = ".",
+    *,
+    data: Mapping[str, Any] | None = None,
+    source: str = "config",
+) -> Stream:
+    """The stream that `settings` describe; see `rankwise.streams.build`."""
+    values = dataclasses.asdict(settings) if isinstance(settings, StreamSettings) else settings
+    checked = StreamSettings.from_dict(values, source=source)
+    reader = _Reader(checked, Path(root), data or {}, [])
+    stream = _from_tasks(checked, seed, reader) if checked.tasks else _from_one(checked, seed, reader)
+    record = {**stream.record, "test_cuts": reader.cuts, "settings": _plain(dataclasses.asdict(checked))}
+    return dataclasses.replace(stream, record=record)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Where rows come from, and the note of each test cut from train."""
+
+    settings: StreamSettings
+    root: Path
+    memory: Mapping[str, Any]
+    cuts: Cuts
+
+    def pair(self, task: StreamSettings | TaskSettings) -> tuple[Rows, Rows]:
+        """Train and test rows of one data set."""
+        if task.train is None:
+            return self._noted(digits())
+        column = task.split or self.settings.split
+        held = parts(task.train, split_column=column, root=self.root, data=self.memory)
+        train = self._rows(held, None if WHOLE in held else "train", task.train, task)
+        if task.test is not None:
+            # A test file of its own need not have the column that divides the training file.
+            divided_by = column if task.test == task.train else None
+            held = parts(task.test, split_column=divided_by, root=self.root, data=self.memory)
+            split = "test" if "test" in held or len(held) > 1 else None
+            return train, self._rows(held, split, task.test, task)
+        if "test" in held:
+            return train, self._rows(held, "test", task.train, task)
+        return self._noted(cut_test(train))
+
+    def _rows(self, held: Parts, split: str | None, where: str, task: StreamSettings | TaskSettings) -> Rows:
+        own = self.settings
+        extra = [own.group_by] if own.group_by else []
+        return choose_part(held, split, where, task.input or own.input, task.target or own.target, extra)
+
+    def _noted(self, cut: tuple[Rows, Rows, dict[str, Any]]) -> tuple[Rows, Rows]:
+        self.cuts.append(cut[2])
+        return cut[0], cut[1]
+
+
+def cut_test(rows: Rows) -> tuple[Rows, Rows, dict[str, Any]]:
+    """Cut a stratified test of CUT_FRACTION from rows, by a fixed seed: (train, test, note for the record)."""
+    labels = np.unique(np.array(rows.named()), return_inverse=True)[1]
+    test = stratified(labels, round(CUT_FRACTION * len(rows)), generator(CUT_SEED, "test"))
+    if len(test) == 0:
+        raise DataError(f"{rows.where}: {len(rows)} rows are too few to cut a test from; give a test file")
+    train = np.setdiff1d(np.arange(len(rows)), test)
+    note = {"source": rows.where, "rows": len(test), "fraction": CUT_FRACTION, "seed": CUT_SEED}
+    return rows.take(train.tolist()), rows.take(test.tolist()), note
+
+
+def _sampling(settings: StreamSettings, task: TaskSettings | None = None) -> Sampling:
+    train = task.train_limit if task and task.train_limit else settings.train_limit
+    test = task.test_limit if task and task.test_limit else settings.test_limit
+    return Sampling(settings.validation, train, test, settings.shots)
+
+
+def _from_one(settings: StreamSettings, seed: int, reader: _Reader) -> Stream:
+    kind: Kind = settings.kind or ("domain-incremental" if settings.rotations else "class-incremental")
+    if kind == "cross-domain":
+        raise ConflictError("[stream]: kind = 'cross-domain' needs several data sets; list them in tasks = [...]")
+    if settings.rotations and kind != "domain-incremental":
+        raise ConflictError(f"[stream]: rotations make domains, not kind = '{kind}'; drop one of the two")
+    if kind == "domain-incremental" and not (settings.rotations or settings.group_by):
+        raise ConflictError(
+            "[stream]: kind = 'domain-incremental' needs rotations, group_by or tasks to tell domains apart"
+        )
+    train, test = reader.pair(settings)
+    if kind == "domain-incremental":
+        domains = rotated(train, test, settings.rotations) if settings.rotations else _grouped(train, test, settings)
+        order = settings.order or "given"
+        return domain_incremental(domains, seed=seed, name=settings.name, order=order, sampling=_sampling(settings))
+    divided = settings.groups or settings.group_by
+    return class_incremental(
+        train,
+        test,
+        seed=seed,
+        name=settings.name,
+        classes_per_task=settings.classes_per_task or (None if divided else CLASSES_PER_TASK),
+        groups=settings.groups,
+        group_by=settings.group_by,
+        order=settings.order,
+        sampling=_sampling(settings),
+        candidates="task" if kind == "task-incremental" else "seen",
+    )
+
+
+def _grouped(train: Rows, test: Rows, settings: StreamSettings) -> list[Domain]:
+    return domains_by_column(train, test, settings.group_by or "")
+
+
+def _from_tasks(settings: StreamSettings, seed: int, reader: _Reader) -> Stream:
+    if settings.kind == "class-incremental":
+        raise ConflictError(
+            "[stream]: kind = 'class-incremental' divides one data set; for tasks = [...] use 'cross-domain'"
+        )
+    domains = [Domain(task.name, *reader.pair(task), _sampling(settings, task)) for task in settings.tasks or ()]
+    same = len({frozenset(domain.train.names()) for domain in domains}) == 1 and len(domains) > 1
+    kind = settings.kind or ("domain-incremental" if same else "cross-domain")
+    order = settings.order or "given"
+    if kind == "domain-incremental":
+        return domain_incremental(domains, seed=seed, name=settings.name, order=order)
+    candidates = "task" if kind == "task-incremental" else "seen"
+    return cross_domain(domains, seed=seed, name=settings.name, order=order, candidates=candidates)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, what is left out dropped: the settings as a config would hold them."""
+    if isinstance(value, Mapping):
+        return {key: _plain(held) for key, held in value.items() if held is not None}
+    return [_plain(held) for held in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,199 @@
+"""Tables from files: .jsonl, .csv, .parquet and .npz, each broken file refused with its name and the place in it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from ..errors import DataError
+from .digests import file_sha256
+from .rows import INPUTS, Table, require
+
+Parts = dict[str, Table]
+"""A source's tables by split; an undivided source has the single split ''."""
+WHOLE = ""
+BROKEN_ARRAYS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+def file_entry(path: Path, name: str, rows: int) -> dict[str, Any]:
+    """What the record holds of a source file."""
+    return {"name": name, "sha256": file_sha256(path), "rows": rows}
+
+
+def parts_by_column(table: Table, column: str | None) -> Parts:
+    """Divide a table by the values of its split column; without such a column it stays whole.
+
+    A column named by the user must exist (DataError); by default `split` is used where there is one.
+    """
+    if column is not None:
+        require(table, column)
+    chosen = column or "split"
+    if chosen not in table.names:
+        return {WHOLE: table}
+    marks = [str(value) for value in table.values(chosen)]
+    return {
+        mark: _part(table, [i for i, m in zip(table.index, marks, strict=True) if m == mark])
+        for mark in dict.fromkeys(marks)
+    }
+
+
+def _part(table: Table, index: Sequence[int]) -> Table:
+    return Table(table.where, table.names, table.column, index, table.class_names, table.files, table.untyped)
+
+
+def from_records(
+    records: Sequence[Mapping[str, Any]], where: str, files: tuple[dict[str, Any], ...], untyped: bool
+) -> Table:
+    """A table from one mapping a row; a key that a row lacks reads as None."""
+    names = tuple(dict.fromkeys(key for record in records for key in record))
+    return Table(where, names, lambda name: [r.get(name) for r in records], range(len(records)), {}, files, untyped)
+
+
+def read_jsonl(path: Path, name: str, column: str | None) -> Parts:
+    """One JSON object a line, UTF-8; blank lines are skipped."""
+    records = []
+    for number, line in enumerate(_lines(path, name), start=1):
+        if line.strip():
+            records.append(_object(line, f"{name}, line {number}"))
+    return parts_by_column(from_records(records, name, (file_entry(path, name, len(records)),), False), column)
+
+
+def _lines(path: Path, name: str) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{name}: cannot be read as UTF-8 text ({error}); save it again as UTF-8") from error
+
+
+def _object(line: str, place: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{place}: not JSON ({error.msg}); the file may be cut short: correct the line or copy it again"
+        ) from error
+    if not isinstance(record, dict):
+        raise DataError(f"{place}: expected an object with named columns, got {type(record).__name__}; write {{...}}")
+    return record
+
+
+def read_csv(path: Path, name: str, column: str | None) -> Parts:
+    """Comma-separated text with a header line, UTF-8."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            records = _csv_records(csv.reader(stream, strict=True), name)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{name}: cannot be read as UTF-8 text ({error}); save it again as UTF-8") from error
+    return parts_by_column(from_records(records, name, (file_entry(path, name, len(records)),), True), column)
+
+
+def _csv_records(reader: Any, name: str) -> list[dict[str, str]]:
+    records = []
+    try:
+        header = next(reader, None) or []
+        for fields in reader:
+            if fields and len(fields) != len(header):
+                raise DataError(
+                    f"{name}, line {reader.line_num}: {len(fields)} fields where the header has "
+                    f"{len(header)}; quote commas"
+                )
+            if fields:
+                records.append(dict(zip(header, fields, strict=True)))
+    except csv.Error as error:
+        raise DataError(
+            f"{name}, line {reader.line_num}: not valid CSV ({error}); close the quotes or copy the file again"
+        ) from error
+    return records
+
+
+def read_parquet(path: Path, name: str, column: str | None) -> Parts:
+    """A parquet file; columns are read from the table when they are asked for."""
+    try:
+        held = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{name}: not a readable parquet file ({error}); it may be cut short: copy it again") from error
+    files = (file_entry(path, name, held.num_rows),)
+    read: Callable[[str], Any] = lambda column_name: held.column(column_name).to_pylist()  # noqa: E731
+    return parts_by_column(Table(name, tuple(held.column_names), read, range(held.num_rows), {}, files), column)
+
+
+def read_npz(path: Path, name: str, column: str | None) -> Parts:
+    """Arrays `x_<split>` and `y_<split>` (as columns `input` and `target`), or plain arrays of one length.
+
+    `class_names` names the classes; any other array may be asked for as a column, with one value a row
+    (`alphabet_train` before `alphabet`) or one a class, and `<array>_names` names its values.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            arrays = {key: held[key] for key in held.files}
+    except BROKEN_ARRAYS as error:
+        raise DataError(f"{name}: not a readable npz file without pickled objects ({error}); copy it again") from error
+    return from_arrays(arrays, name, column, lambda rows: (file_entry(path, name, rows),))
+
+
+def from_arrays(
+    arrays: Mapping[str, Any], where: str, column: str | None, files: Callable[[int], tuple[dict[str, Any], ...]]
+) -> Parts:
+    """Tables from named arrays or lists; see `read_npz`. `files(rows)` makes the entries for the record."""
+    splits = [key.removeprefix("x_") for key in arrays if key.startswith("x_")]
+    if not splits:
+        return parts_by_column(_array_table(arrays, where, files), column)
+    return {split: _split_table(arrays, split, where, files) for split in splits}
+
+
+def _split_table(
+    arrays: Mapping[str, Any], split: str, where: str, files: Callable[[int], tuple[dict[str, Any], ...]]
+) -> Table:
+    renamed = {"input": f"x_{split}", "target": f"y_{split}"}
+    if renamed["target"] not in arrays:
+        raise DataError(f"{where}: '{renamed['input']}' has no '{renamed['target']}' beside it; add the labels")
+    own = {column: arrays[key] for column, key in renamed.items()}
+    others = {key: value for key, value in arrays.items() if not key.startswith(("x_", "y_"))}
+    mine = {key.removesuffix(f"_{split}"): value for key, value in others.items() if key.endswith(f"_{split}")}
+    return _array_table({**others, **mine, **own}, where, files)
+
+
+def _array_table(arrays: Mapping[str, Any], where: str, files: Callable[[int], tuple[dict[str, Any], ...]]) -> Table:
+    names = _class_names(arrays)
+    size = _size(arrays)
+    for key in ("input", "target"):
+        if key in arrays and len(arrays[key]) != size:
+            raise DataError(f"{where}: '{key}' has {len(arrays[key])} rows, not {size}; give one label for each input")
+    columns = tuple(key for key in arrays if key != "class_names")
+    labelled = {key: names for key in columns if names is not None}
+    return Table(
+        where, columns, lambda key: _array_column(arrays, key, size, where), range(size), labelled, files(size)
+    )
+
+
+def _size(arrays: Mapping[str, Any]) -> int:
+    for key in (*INPUTS, *arrays):
+        if key in arrays and key != "class_names":
+            return len(arrays[key])
+    return 0
+
+
+def _class_names(arrays: Mapping[str, Any]) -> tuple[str, ...] | None:
+    names = arrays.get("class_names")
+    return None if names is None else tuple(str(name) for name in names)
+
+
+def _array_column(arrays: Mapping[str, Any], key: str, size: int, where: str) -> Any:
+    """One value a row; an array with one value a class is spread over the rows by their labels."""
+    values, classes = arrays[key], arrays.get("class_names")
+    if len(values) != size and classes is not None and len(values) == len(classes) and "target" in arrays:
+        target = np.asarray(arrays["target"]).astype(np.int64)
+        values = np.asarray(values)[np.clip(target, 0, len(classes) - 1)]
+    if len(values) != size:
+        raise DataError(f"{where}: '{key}' has {len(values)} values for {size} rows; give one a row or one a class")
+    names = arrays.get(f"{key}_names")
+    return values if names is None else [str(names[int(value)]) for value in values]

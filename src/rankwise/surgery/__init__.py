@@ -1,0 +1,1 @@
+"""Adapters taken apart and put together: merging into the base, PEFT checkpoints in and out."""

@@ -37,7 +37,7 @@ MEAN, STD = 0.5, 0.5
 
 @dataclass(frozen=True)
 class Pool:
-    """All training images of all sources, float32 [N, 1, SIZE, SIZE] in [0, 1], with labels over the union of classes."""
+    """All training images, float32 [N, 1, SIZE, SIZE] in [0, 1], with labels over the union of all classes."""
 
     images: Tensor
     labels: Tensor
@@ -160,7 +160,7 @@ class Augment:
         return torch.lerp(x, torch.cat(out), self.strength * (1 - 0.5 * photo.view(-1, 1, 1, 1).float()))
 
     def light(self, x: Tensor) -> Tensor:
-        """White for the brightest pixel, then random gamma, black and white points, noise; one image in eight inverted."""
+        """White for the brightest pixel, then random gamma, black and white points, noise; one in eight inverted."""
         n = len(x)
         gamma, black, white = self.around(0.5, n).exp(), self.around(0.25, n) - 0.05, 1 + self.around(0.4, n)
         black, white, x = black.clamp_min(0), white.clamp_max(1), x / x.amax(dim=(1, 2, 3), keepdim=True).clamp_min(0.1)

@@ -56,6 +56,16 @@ def test_a_disk_that_takes_a_few_bytes_a_call(tmp_path, monkeypatch):
     assert (tmp_path / "log").read_bytes() == b"0123456789\n"
 
 
+def test_no_call_writes_more_than_a_chunk(tmp_path, monkeypatch):
+    sizes: list[int] = []
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: sizes.append(len(data)) or write(fd, data))
+    monkeypatch.setattr(files, "CHUNK", 1000)
+    files.write_new(tmp_path / "x", b"a" * 2100)
+    assert (tmp_path / "x").read_bytes() == b"a" * 2100
+    assert max(sizes) <= 1000
+
+
 # Logs.
 
 

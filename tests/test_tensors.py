@@ -92,6 +92,12 @@ def test_tensors_stream_into_a_saved_folder(tmp_path):
     assert found.read_bytes() == storage.save_tensors(before)
 
 
+def test_an_empty_tensor_may_be_listed_after_one_that_starts_where_it_does(tmp_path):
+    header = {"b": entry(), "a": entry(shape=[0], offsets=[0, 0])}
+    found = storage.load_tensors(crafted(tmp_path / "x", header, F))
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {"a": [], "b": [0.0]}
+
+
 def test_nothing_is_a_valid_file(tmp_path):
     assert storage.load_tensors(saved(tmp_path / "x", storage.save_tensors({}))) == {}
 

@@ -206,8 +206,8 @@ def _verified_unless_replaced(folder: Path, kind: str) -> dict[str, Path]:
 
 
 def _verified(folder: Path, kind: str) -> dict[str, Path]:
-    entries = _manifest(folder, kind)
     found = _plain_files(folder)
+    entries = _manifest(folder, kind)
     for name in sorted((found | entries.keys()) - {MANIFEST}):
         if name not in found:
             raise StorageError(f"{folder / name}: is missing, though the manifest lists it")
@@ -220,8 +220,6 @@ def _verified(folder: Path, kind: str) -> dict[str, Path]:
 def _manifest(folder: Path, kind: str) -> dict[str, dict[str, Any]]:
     """The manifest's entries by file name; its form is checked to the byte, so any change of it is found."""
     path = folder / MANIFEST
-    if path.is_symlink():
-        raise StorageError(f"{path}: is a link; saved folders hold plain files only")
     data = read_limited(path, MAX_JSON)
     manifest = parse_json(data, str(path))
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

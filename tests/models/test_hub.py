@@ -169,6 +169,13 @@ def test_the_processor_file_gives_mean_and_std(folders, tmp_path):
     assert torch.allclose(black[0, :, 0, 0], torch.tensor([-0.1, -0.2, -0.3]))
 
 
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_processor_file_is_refused(vit, text):
+    (vit / "preprocessor_config.json").write_text(text)
+    with pytest.raises(DataError, match="preprocessor_config.json"):
+        load_backbone(str(vit))
+
+
 def test_heads_and_poolers_are_left_out(tmp_path):
     torch.manual_seed(0)
     BertForMaskedLM(bert_config()).save_pretrained(tmp_path / "mlm")  # this file holds no pooler at all

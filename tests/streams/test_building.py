@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rankwise.errors import ConflictError, DataError, UsageError
-from rankwise.streams import Stream, StreamSettings, build
+from rankwise.streams import Stream, build
+from rankwise.streams.settings import StreamSettings
 
 
 def mine(each=10, classes="abcd", prefix=""):

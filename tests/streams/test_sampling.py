@@ -24,7 +24,7 @@ def test_draw_takes_exactly_the_quota_without_repeats_in_row_order():
 
 def test_stratified_follows_the_shares():
     assert counts(stratified(LABELS, 20, generator(1, "x"))) == [10, 6, 4]
-    assert sum(counts(stratified(LABELS, 33, generator(1, "x")))) == 33
+    assert counts(stratified(LABELS, 33, generator(1, "x"))) == [16, 10, 7]
 
 
 def test_stratified_leaves_the_rows_to_keep():
@@ -81,6 +81,8 @@ def test_shots_are_exact_even_where_validation_takes_rows():
     for seed in range(5):
         rows, _ = training_rows(LABELS, Sampling(shots=16, validation=4), seed, "t", NAMES)
         assert counts(rows) == [16, 16, 16]
+        rows, held_out = training_rows(LABELS, Sampling(shots=18, validation=0.5), seed, "t", NAMES)
+        assert counts(rows) == [18, 18, 18] and counts(held_out)[2] == 2 and len(held_out) == 27
 
 
 @pytest.mark.parametrize(

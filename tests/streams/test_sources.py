@@ -127,8 +127,9 @@ def test_a_damaged_file_is_refused(tmp_path, suffix):
 
 @ALL
 def test_empty_values_name_row_and_column(tmp_path, suffix):
-    for bad, said in ((columns(input=[*TEXTS[:2], "  ", "x"]), "row 2, column 'input': the text is empty"),
-                      (columns(target=["a", "", "b", "c"]), "row 1, column 'target': the label is missing")):  # fmt: skip
+    blank = columns(input=[*TEXTS[:2], "  ", "x"]), "row 2, column 'input': the text is empty"
+    unlabelled = columns(target=["a", "", "b", "c"]), "row 1, column 'target': the label is missing"
+    for bad, said in (blank, unlabelled):
         WRITERS[suffix](tmp_path / f"rows{suffix}", bad)
         with pytest.raises(DataError, match=rf"rows{suffix}, {said}"):
             read(f"rows{suffix}", root=tmp_path)
@@ -155,6 +156,14 @@ def test_lines_are_named_in_text_formats(tmp_path):
     (tmp_path / "a.csv").write_text("input,target\nx,1\nwith, comma,2\n")
     with pytest.raises(DataError, match="a.csv, line 3: 3 fields where the header has 2"):
         read("a.csv", root=tmp_path)
+    (tmp_path / "a.csv").write_text("input,target,input\nx,1,y\n")
+    with pytest.raises(DataError, match="line 1: column 'input' is named twice"):
+        read("a.csv", root=tmp_path)
+    (tmp_path / "a.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(DataError, match="a.jsonl, line 1: not JSON"):
+        read("a.jsonl", root=tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"input": "x", "target": 1}\n', encoding="utf-8-sig")
+    assert read("a.jsonl", root=tmp_path).inputs == ["x"]
     (tmp_path / "a.csv").write_text('input,target\nx,1\n"open,2\n')
     with pytest.raises(DataError, match="not valid CSV"):
         read("a.csv", root=tmp_path)
@@ -309,11 +318,13 @@ def test_saved_data_sets(tmp_path):
     rows = read("one", root=tmp_path)
     assert rows.inputs == TEXTS and rows.names() == ("no", "yes") and rows.named() == ["no", "yes", "yes", "no"]
     assert len(rows.files[0]["sha256"]) == 64 and read("one", root=tmp_path).files == rows.files
+    (tmp_path / "one" / "cache-1.arrow").write_bytes(b"left by a mapping")
+    assert read("one", root=tmp_path).files == rows.files
     both = datasets.DatasetDict({"train": data_set(), "test": data_set().select([1])})
     both.save_to_disk(str(tmp_path / "two"))
     assert set(parts("two", root=tmp_path)) == {"train", "test"}
     assert read("two", root=tmp_path, split="test").named() == ["yes"]
-    next((tmp_path / "one").glob("*.arrow")).write_bytes(b"cut")
+    next((tmp_path / "one").glob("data-*.arrow")).write_bytes(b"cut")
     with pytest.raises(DataError, match="one: not a readable data set folder"):
         read("one", root=tmp_path)
 

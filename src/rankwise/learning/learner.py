@@ -62,7 +62,9 @@ class Learner:
             return
         settings = self.config.adapter
         sites = pick_sites(self.backbone.module, settings.sites, layers=settings.layers, exclude=settings.exclude)
-        attach(self.backbone.module, sites, self.method.branch(settings, gate), {})
+        attach(
+            self.backbone.module, sites, self.method.branch(settings, gate), {"method": self.method.slug, "seed": self.seed}
+        )
         if self.growth == "keep":
             grow(self.backbone.module, [Change("append", ONE_BLOCK, settings.rank)], self.seed)
 

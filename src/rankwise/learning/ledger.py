@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ import torch
 
 from rankwise.config import Config, to_toml
 from rankwise.errors import StorageError
-from rankwise.files import append_line, load_json, truncate, write_file
+from rankwise.files import append_line, load_json, remove, truncate, write_file
 from rankwise.storage import newest_valid, read_folder, sweep, write_folder
 from rankwise.tensors import load_tensors, tensor_writer
 
@@ -56,8 +55,8 @@ class Ledger:
         if self.events.exists():
             raise StorageError(f"{self.path} holds a run already; `rankwise resume {self.path}` or choose another --out")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_file(self.path / "config.toml", to_toml(config).encode())
         self.write_json("environment.json", {**environment(), "base": dict(base), "stream": dict(stream)})
+        write_file(self.path / "config.toml", to_toml(config).encode())  # last: where it stands, `resume` works
 
     def refuse_changed(self, stream: Mapping[str, Any], base: Mapping[str, Any]) -> None:
         """Raise StorageError if the data or the base are not those the run was started with."""
@@ -79,12 +78,20 @@ class Ledger:
             "state.safetensors": tensor_writer(tensors),
             "state.json": json.dumps({**values, "events": offset, "kept": kept}).encode(),
         }
-        write_folder(self.checkpoints / f"step-{number:08d}", files, kind="snapshot")
-        self._forget_old()
+        write_folder(self.checkpoints / _name(number), files, kind="snapshot")
+        self._forget_old(number)
+
+    def clean(self) -> None:
+        """Remove what a killed writer left half written; only where nobody else writes."""
+        sweep(self.checkpoints)
+
+    def newest(self) -> str:
+        """Say which snapshot a resumed run starts from."""
+        folder, _ = newest_valid(self.checkpoints, kind="snapshot", pattern="step-*")
+        return "there is no snapshot yet" if folder is None else f"the last good snapshot is {folder}"
 
     def last(self) -> tuple[State | None, list[str]]:
         """Return the newest snapshot that is whole, and one line about each newer one that is not."""
-        sweep(self.checkpoints)
         folder, refused = newest_valid(self.checkpoints, kind="snapshot", pattern="step-*")
         if folder is None:
             return None, refused
@@ -114,12 +121,16 @@ class Ledger:
         """Size of what the run leaves to be used: the files under adapter/."""
         return sum(file.stat().st_size for file in (self.path / "adapter").glob("*") if file.is_file())
 
-    def _forget_old(self) -> None:
-        """Remove snapshots within tasks but the newest few; one that is being read elsewhere is left."""
-        found = sorted(self.checkpoints.glob("step-*"))
+    def _forget_old(self, number: int) -> None:
+        """Remove snapshots within tasks but the newest few up to `number`; damaged later ones will be written again."""
+        found = sorted(folder for folder in self.checkpoints.glob("step-*") if folder.name <= _name(number))
         passing = [folder for folder in found if not _is_kept(folder)]
         for folder in passing[:-KEEP]:
-            _remove(folder)
+            remove(folder)
+
+
+def _name(number: int) -> str:
+    return f"step-{number:08d}"
 
 
 def _is_kept(folder: Path) -> bool:
@@ -127,15 +138,6 @@ def _is_kept(folder: Path) -> bool:
         return bool(json.loads((folder / "state.json").read_text())["kept"])
     except (OSError, ValueError, KeyError):
         return False
-
-
-def _remove(folder: Path) -> None:
-    """Take the manifest away first, so that a half-removed folder is seen to be invalid."""
-    with contextlib.suppress(OSError):
-        (folder / "manifest.json").unlink()
-        for file in folder.iterdir():
-            file.unlink()
-        os.rmdir(folder)
 
 
 def environment() -> dict[str, Any]:

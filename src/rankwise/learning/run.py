@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import torch
+
+from rankwise.errors import NonFiniteError
 from rankwise.learning.evaluate import Row, evaluate
 from rankwise.learning.learner import Learner
 from rankwise.learning.ledger import Ledger
@@ -56,27 +60,30 @@ def run(learner: Learner, ledger: Ledger, watch: Watch) -> Progress:
     Everything that decides the outcome is in the snapshot or a function of counters, so a run that was killed at any
     instant ends, after any number of resumptions, with the same weights, scores and events.
     """
+    watch = watch if learner.processes.first else Watch()
     progress = _resumed(learner, ledger, watch)
+    clock = _Clock(progress.seconds, learner.config.train.snapshot_seconds)
     if not progress.zero_shot:
         progress = replace(progress, zero_shot=evaluate(learner).test)
         _record(learner, ledger, "start", scores=progress.zero_shot)
     for task in learner.curriculum[progress.task :]:
-        progress = _learn(learner, ledger, watch, task, progress)
+        progress = _learn(learner, ledger, watch, task, progress, clock)
         row = evaluate(learner)
-        progress = _task_done(progress, row)
+        progress = _task_done(replace(progress, seconds=clock.seconds()), row)
         watch.scored(task.name, row.test)
         _record(learner, ledger, "task", task=task.name, scores=row.test, validation=row.validation)
         _save(learner, ledger, progress, kept=True)
     return progress
 
 
-def _learn(learner: Learner, ledger: Ledger, watch: Watch, task: Task, progress: Progress) -> Progress:
+def _learn(
+    learner: Learner, ledger: Ledger, watch: Watch, task: Task, progress: Progress, clock: _Clock
+) -> Progress:
     """Train one task, phase by phase and step by step, from where `progress` says."""
     steps = steps_for(learner, task)
     watch.task(progress.task, len(learner.curriculum), task.name, steps, progress.step)
     if progress.step == 0:
         learner.begin_task(task)
-    clock = _Clock(learner.config.train.snapshot_seconds)
     for phase, first, last in _phases(learner.method.phases, steps):
         if progress.step >= last and steps:
             continue
@@ -86,15 +93,16 @@ def _learn(learner: Learner, ledger: Ledger, watch: Watch, task: Task, progress:
         for batch in learner.loader(task).stream(progress.step, last, learner.config.train.workers):
             settings = learner.config.train
             rate = rate_at(settings.schedule, settings.warmup, progress.step - first, last - first)
-            losses = step(learner, _terms(learner, task, batch, progress.total), progress.total, rate)
+            with _pointing_back(ledger):
+                losses = step(learner, _terms(learner, task, batch, progress.total), progress.total, rate)
             progress = replace(progress, step=progress.step + 1, total=progress.total + 1)
             watch.stepped(progress.step, sum(losses.values()))
             if progress.step % settings.log_every == 0 or progress.step == steps:
                 _record(learner, ledger, "step", task=task.name, step=progress.step, losses=losses, rate=rate)
             if clock.rang() and progress.step < steps:
-                _save(learner, ledger, replace(progress, seconds=progress.seconds + clock.lap()), kept=False)
+                _save(learner, ledger, replace(progress, seconds=clock.seconds()), kept=False)
     learner.end_task(task)
-    return replace(progress, seconds=progress.seconds + clock.total())
+    return progress
 
 
 def _terms(learner: Learner, task: Task, batch: Batch, number: int) -> list[Term]:
@@ -123,26 +131,27 @@ def _phases(phases: Sequence[Phase], steps: int) -> Iterator[tuple[Phase, int, i
 
 
 class _Clock:
-    """Says when a snapshot is due. Time decides only when one is written, never what comes out."""
+    """Counts the wall seconds of all sittings, and says when a snapshot is due: when one is written, never what is."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, before: float, interval: float) -> None:
         self.start = self.mark = time.monotonic()
+        self.before, self.interval = before, interval
+
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.start
 
     def rang(self) -> bool:
-        if time.monotonic() - self.mark < self.seconds:
+        if time.monotonic() - self.mark < self.interval:
             return False
         self.mark = time.monotonic()
         return True
 
-    def lap(self) -> float:
-        return time.monotonic() - self.start
-
-    total = lap
-
 
 def _resumed(learner: Learner, ledger: Ledger, watch: Watch) -> Progress:
-    state, refused = ledger.last() if learner.processes.first or ledger.checkpoints.is_dir() else (None, [])
+    if learner.processes.first:
+        ledger.clean()
+    learner.processes.wait()
+    state, refused = ledger.last()
     for line in refused:
         watch.note(line)
     if state is None:
@@ -174,8 +183,21 @@ def _record(learner: Learner, ledger: Ledger, event: str, **values: Any) -> None
 
 
 def _save(learner: Learner, ledger: Ledger, progress: Progress, *, kept: bool) -> None:
+    """Write a snapshot. The first process alone decides when, by its own clock, so nobody may wait for the others here."""
+    if not learner.processes.first:
+        return
+    for name, parameter in learner.live().items():
+        if not bool(torch.isfinite(parameter).all()):
+            raise NonFiniteError(f"step {progress.total - 1} left {name} not finite; {ledger.newest()}; lower train.lr")
     tensors, values = learner.state()
-    if learner.processes.first:
-        number = progress.total + progress.task  # grows with every step and every task end, also where a task has no steps
-        ledger.snapshot((tensors, {"learner": values, "progress": asdict(progress)}), number, kept=kept)
-    learner.processes.wait()
+    number = progress.total + progress.task  # grows with every step and every task end, also where a task has no steps
+    ledger.snapshot((tensors, {"learner": values, "progress": asdict(progress)}), number, kept=kept)
+
+
+@contextmanager
+def _pointing_back(ledger: Ledger) -> Iterator[None]:
+    """Add to the error of a step that is not finite where a resumed run starts from."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}; {ledger.newest()}") from None

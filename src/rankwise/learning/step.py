@@ -31,7 +31,7 @@ def step(learner: Learner, terms: Sequence[Term], number: int, rate: float) -> d
         rate: learning rate, as a factor on each parameter group's own.
 
     Raises:
-        NonFiniteError: a loss is not finite; nothing was changed.
+        NonFiniteError: a loss or a gradient is not finite; nothing that learns was changed.
 
     """
     learner.optimizer.zero_grad(set_to_none=True)
@@ -42,8 +42,7 @@ def step(learner: Learner, terms: Sequence[Term], number: int, rate: float) -> d
     refuse_non_finite(terms, values, number)
     for strategy in learner.strategies:
         strategy.shape(learner, number)
-    if learner.config.train.clip is not None:
-        nn.utils.clip_grad_norm_(live, learner.config.train.clip)
+    clip(terms, live, learner.config.train.clip, number)
     for group in learner.optimizer.param_groups:
         group["lr"] = group["peak"] * rate
     learner.optimizer.step()
@@ -86,11 +85,23 @@ def refuse_non_finite(terms: Sequence[Term], values: dict[str, float], number: i
     """Stop before the rule if a loss is not finite, naming the step and the rows of its batch."""
     for term in terms:
         if not math.isfinite(values[term.name]):
-            rows = term.batch.ids.tolist()
-            raise NonFiniteError(
-                f"step {number}: loss {term.name!r} is {values[term.name]} on rows {rows[:8]}{'...' if rows[8:] else ''}; "
-                "lower train.lr, set train.clip, or look at these rows"
-            )
+            what = f"loss {term.name!r} is {values[term.name]} on rows {_rows(term)}"
+            raise NonFiniteError(f"step {number}: {what}; lower train.lr, set train.clip, or look at these rows")
+
+
+def clip(terms: Sequence[Term], live: Sequence[nn.Parameter], largest: float | None, number: int) -> None:
+    """Scale gradients down to a global norm of `largest`; stop before the rule if that norm is not finite."""
+    norm = nn.utils.get_total_norm([p.grad for p in live if p.grad is not None])
+    if not math.isfinite(norm):
+        rows = ", ".join(f"{term.name!r}: {_rows(term)}" for term in terms)
+        raise NonFiniteError(f"step {number}: the gradient's norm is {float(norm)} on rows {rows}; lower train.lr, or look at them")
+    if largest is not None:
+        nn.utils.clip_grads_with_norm_(live, largest, norm)
+
+
+def _rows(term: Term) -> str:
+    ids = term.batch.ids.tolist()
+    return f"{ids[:8]}{'...' if ids[8:] else ''}"
 
 
 def rate_at(schedule: str, warmup: float, done: int, total: int) -> float:

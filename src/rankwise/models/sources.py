@@ -68,11 +68,7 @@ def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
 
 def image_settings(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Read `size` in pixels, channel `mean` and `std`, from the image processor's file and the model's `config`."""
-    values: dict[str, Any] = {}
-    for file in (folder / "preprocessor_config.json", folder / "processor_config.json"):
-        if file.exists() and not values:
-            read = json.loads(file.read_text(encoding="utf-8"))
-            values = read.get("image_processor", read)
+    values = _processor(folder)
     asked = values.get("crop_size") or values.get("size") or 224
     size = config.get("image_size") or (asked if isinstance(asked, int) else next(iter(asked.values())))
     if not isinstance(size, int):
@@ -82,3 +78,18 @@ def image_settings(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     if not values.get("do_normalize", True):
         return {"size": size, "mean": [0.0] * 3, "std": [1.0] * 3}
     return {"size": size, "mean": values.get("image_mean", [0.5] * 3), "std": values.get("image_std", [0.5] * 3)}
+
+
+def _processor(folder: Path) -> dict[str, Any]:
+    """Read the image processor's own settings, or nothing where no file holds any."""
+    for file in (folder / "preprocessor_config.json", folder / "processor_config.json"):
+        if not file.exists():
+            continue
+        try:
+            read = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{file}: not JSON ({error}); get an undamaged copy") from error
+        if not isinstance(read, dict):
+            raise DataError(f"{file}: holds a {type(read).__name__} instead of settings; get an undamaged copy")
+        return read.get("image_processor", read)
+    return {}

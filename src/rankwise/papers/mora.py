@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rankwise.adapters import Blocks, Context, Site, Spec
+from rankwise.errors import UsageError
 from rankwise.learning.recipe import Method
 
 EPS = 1e-8  # added to the norm: a token with no response at all gets scores of zero, not NaN
@@ -20,7 +21,7 @@ EPS = 1e-8  # added to the norm: a token with no response at all gets scores of 
 class SelfActivated:
     """Each rank-1 atom (key A_i, value B_i) is an expert whose response z_i = A_i x is its own router score.
 
-        s = z / ||z||                       over ALL atoms, old and new       (Eq. 3; float32)
+        s = z / ||z||                       over ALL atoms, old and new       (Eq. 3; float32 or more)
         w = softmax(top-k(s) / tau)         over all atoms, 0 outside top-k   (Eqs. 4-5)
         w_i <- w_i [s_i >= delta]           at inference only, not renormalised (Eq. 6)
         y = W x + sum_i w_i B_i z_i                                           (Eq. 2)
@@ -54,7 +55,7 @@ class SelfActivated:
     scores: Literal["signed", "absolute"] = "signed"
     """Ablation: absolute lets a strongly negative response act."""
     level: Literal["atom", "block"] = "atom"
-    """Ablation: block gates the atoms of a task together by the sum of their scores."""
+    """Ablation: block gates and prunes the atoms of a task together by the sum of their scores, top_k / rank blocks."""
     router: Literal["self", "linear"] = "self"
     """Ablation: linear takes the scores from a learned matrix [R, in] instead of from the keys."""
     normalise_keys: bool = False
@@ -73,30 +74,33 @@ class SelfActivated:
         """Return w * z; see the class."""
         if self.weights != "softmax":
             return z if self.weights == "dense" else z / z.shape[-1]
-        s = self.score(z.float(), x, blocks)
-        w = self.mix(s, blocks.sizes)
-        if self.threshold_in_training or not training:
-            w = w * (s >= self.cut(s.shape[-1]))
+        if self.router == "linear" and site.kind in ("embedding", "conv2d"):
+            raise UsageError(f"router = 'linear' reads features, site {site.name!r} is of kind {site.kind}; use 'self'")
+        wide = z.to(torch.promote_types(z.dtype, torch.float32))
+        s = self.score(wide, x, blocks)
+        w = self.mix(s, blocks.sizes, prune=self.threshold_in_training or not training)
         if context.sink is not None:
-            measure(w, blocks, context, site)
-        return (w * z.float()).to(z.dtype)
+            self.measure(w, blocks, context, site)
+        return (w * wide).to(z.dtype)
 
     def score(self, z: Tensor, x: Tensor, blocks: Blocks) -> Tensor:
-        """Return s [..., R] in float32: the responses over their norm, jointly over all atoms."""
+        """Return s [..., R] in the precision of z, float32 or more: the responses over their norm, over all atoms."""
         if self.router == "linear":
-            z = torch.nn.functional.linear(x.float(), blocks["router"].float())
+            with torch.autocast(x.device.type, enabled=False):
+                z = torch.nn.functional.linear(x.to(z.dtype), blocks["router"].to(z.dtype))
         elif self.normalise_keys:
-            z = z / (blocks["A"].float().norm(dim=1) + EPS)
+            z = z / (blocks["A"].to(z.dtype).norm(dim=1) + EPS)
         s = z * torch.rsqrt(z.square().sum(-1, keepdim=True) + EPS**2)
         return s.abs() if self.scores == "absolute" else s
 
-    def mix(self, s: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        """Return w [..., R]: the softmax over the k best scores, before any threshold."""
-        if self.level == "block":
-            ranks = torch.tensor(sizes, device=s.device)
-            sums = torch.stack([block.sum(-1) for block in s.split(list(sizes), -1)], -1)
-            return self.sparse(sums, max(round(self.top_k / max(sizes)), 1)).repeat_interleave(ranks, -1)
-        return self.sparse(s, self.top_k)
+    def mix(self, s: Tensor, sizes: tuple[int, ...], *, prune: bool) -> Tensor:
+        """Return w [..., R] for scores s [..., R]; with level = block each atom has the weight of its whole block."""
+        cut = self.cut(sum(sizes)) if prune else None
+        if self.level == "atom":
+            return pruned(self.sparse(s, self.top_k), s, cut)
+        sums = torch.stack([block.sum(-1) for block in s.split(list(sizes), -1)], -1)
+        w = pruned(self.sparse(sums, round(self.top_k / max(sizes))), sums, cut)
+        return w.repeat_interleave(torch.tensor(sizes, device=s.device), -1, output_size=sum(sizes))
 
     def sparse(self, s: Tensor, k: int) -> Tensor:
         """Return softmax(s / tau) over the k largest entries of each row, 0 elsewhere."""
@@ -110,14 +114,19 @@ class SelfActivated:
         """Return delta for a pool of `atoms`."""
         return self.threshold / math.sqrt(atoms) if self.threshold_unit == "pool" else self.threshold
 
+    def measure(self, w: Tensor, blocks: Blocks, context: Context, site: Site) -> None:
+        """Report, over real tokens: atoms that act, tokens on which any does, and each block's share of the mixture."""
+        assert context.sink is not None
+        pieces = w.split(list(blocks.sizes), -1)
+        share = torch.stack([w.mean(-1) if self.level == "block" else w.sum(-1) for w in pieces], -1)
+        context.sink.put(site.name, "active_atoms", (w > 1e-3).sum(-1, keepdim=True), context.tokens)
+        context.sink.put(site.name, "pass_rate", (w > 0).any(-1, keepdim=True), context.tokens)
+        context.sink.put(site.name, "block_share", share, context.tokens)
 
-def measure(w: Tensor, blocks: Blocks, context: Context, site: Site) -> None:
-    """Report, over real tokens: atoms that act, tokens on which any does, and each block's share of the mixture."""
-    assert context.sink is not None
-    share = torch.stack([block.sum(-1) for block in w.split(list(blocks.sizes), -1)], -1)
-    context.sink.put(site.name, "active_atoms", (w > 1e-3).sum(-1, keepdim=True), context.tokens)
-    context.sink.put(site.name, "pass_rate", (w > 0).any(-1, keepdim=True), context.tokens)
-    context.sink.put(site.name, "block_share", share, context.tokens)
+
+def pruned(w: Tensor, s: Tensor, cut: float | None) -> Tensor:
+    """Return the weights [..., R] with those of scores below `cut` set to 0; None prunes nothing."""
+    return w if cut is None else w * (s >= cut)
 
 
 METHOD = Method(
@@ -132,6 +141,6 @@ METHOD = Method(
     mergeable=False,
     peft=None,
     parameters="tasks * rank * (in + out) a site",
-    refuses=("merge: the gate depends on the input", "embedding sites with router = linear"),
+    refuses=("merge: the gate depends on the input", "embedding and convolution sites with router = linear"),
     defaults={"train": {"lr": 1e-3}},
 )

@@ -7,6 +7,7 @@ agree, labels are in range or a test holds a class that was never taught.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -206,6 +207,6 @@ class Stream:
 
 
 def _refuse_repeats(what: str, names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(f"{what} '{name}' is used {names.count(name)} times; names must differ")
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise DataError(f"{what} '{name}' is used {times} times; names must differ")

@@ -70,12 +70,13 @@ class Rows:
     def split(self, names: Sequence[str]) -> Split:
         """The rows as a Split, a label becoming its position in `names`. Raises DataError for a label not there."""
         known = {name: position for position, name in enumerate(names)}
-        for row, name in zip(self.ids.tolist(), self.named(), strict=True):
+        named = self.named()
+        for row, name in zip(self.ids.tolist(), named, strict=True):
             if name not in known:
                 raise DataError(
                     f"{self.where}, row {row}: label '{name}' has no training row; {nearest(name, list(known)[:50])}"
                 )
-        return Split(self.inputs, torch.tensor([known[name] for name in self.named()], dtype=torch.int64), self.ids)
+        return Split(self.inputs, torch.tensor([known[name] for name in named], dtype=torch.int64), self.ids)
 
 
 @dataclass(frozen=True, eq=False)

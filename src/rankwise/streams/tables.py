@@ -6,6 +6,7 @@ import csv
 import json
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def read_jsonl(path: Path, name: str, column: str | None) -> Parts:
 
 def _lines(path: Path, name: str) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").split("\n")
+        return path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{name}: cannot be read as UTF-8 text ({error}); save it again as UTF-8") from error
 
@@ -77,9 +78,9 @@ def _lines(path: Path, name: str) -> list[str]:
 def _object(line: str, place: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{place}: not JSON ({error.msg}); the file may be cut short: correct the line or copy it again"
+            f"{place}: not JSON ({error}); the file may be cut short: correct the line or copy it again"
         ) from error
     if not isinstance(record, dict):
         raise DataError(f"{place}: expected an object with named columns, got {type(record).__name__}; write {{...}}")
@@ -100,6 +101,8 @@ def _csv_records(reader: Any, name: str) -> list[dict[str, str]]:
     records = []
     try:
         header = next(reader, None) or []
+        if twice := [column for column, times in Counter(header).items() if times > 1]:
+            raise DataError(f"{name}, line 1: column '{twice[0]}' is named twice; give every column its own name")
         for fields in reader:
             if fields and len(fields) != len(header):
                 raise DataError(

@@ -212,7 +212,7 @@ def resume(path: str | Path, *, watch: Watch | None = None, data: Mapping[str, A
 def learner_of(config: Config, method: Method, data: Mapping[str, Any] | None = None) -> Learner:
     """Load base and stream and put the parts of a run together; nothing is trained or written."""
     processes = Processes.start(config.train)
-    stream = build(config.stream.model_dump(exclude_none=True), config.seed, data=data)
+    stream = build(config.stream, config.seed, data=data)
     backbone = load_backbone(**config.model.model_dump())
     if stream.modality != backbone.modality:
         raise UsageError(
@@ -250,7 +250,7 @@ def _whole_paths(config: Config, root: Path) -> Config:
     raw = config.model_dump(exclude_none=True)
     for table in (raw["stream"], *raw["stream"].get("tasks", ())):
         for key in ("train", "test"):
-            if key in table and ":" not in table[key]:
+            if key in table and not table[key].startswith(("hub:", "memory:")):
                 table[key] = str((root / table[key]).resolve())
     if (root / raw["model"]["name"]).is_dir():
         raw["model"]["name"] = str((root / raw["model"]["name"]).resolve())

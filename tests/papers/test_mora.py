@@ -247,7 +247,7 @@ def test_absolute_scores_let_a_strongly_negative_response_act():
     gate = replace(PAPER, scores="absolute")
     blocks, x = random_pool(104, WIDTH, OUT), randn(50, WIDTH, key="x")
     z = x @ blocks["A"].T
-    w = weights(gate, x, blocks, training=False)
+    w = weights(gate, x, blocks, training=True)
     assert torch.equal(w.argmax(-1), z.abs().argmax(-1)) and ((w > 0) & (z < 0)).any()
     found = delta(gate, -x, blocks, training=False)
     torch.testing.assert_close(found, -delta(gate, x, blocks, training=False), rtol=1e-5, atol=1e-5)

@@ -8,7 +8,7 @@ import torch
 
 from rankwise.errors import ConflictError, DataError, UsageError
 from rankwise.streams import Stream, build
-from rankwise.streams.settings import StreamSettings
+from rankwise.config import StreamSettings
 
 
 def mine(each=10, classes="abcd", prefix=""):
@@ -48,8 +48,8 @@ def test_settings_as_record_or_mapping():
     assert build(settings, 0).record == build({"name": "digits", "classes_per_task": 5, "order": "given"}, 0).record
     with pytest.raises(UsageError, match="unknown key 'clases'"):
         build({"clases": 3}, 0)
-    with pytest.raises(ConflictError):
-        build(StreamSettings(shots=1, train_limit=2), 0)
+    with pytest.raises(UsageError, match="cannot be given together"):
+        build({"shots": 1, "train_limit": 2}, 0)
 
 
 def test_a_test_is_cut_where_there_is_none():

@@ -32,7 +32,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Blocks:
-    """The tensors of the blocks that act in one forward, in order, as few contiguous parts as possible."""
+    """The tensors of the blocks that act in one forward, in order: two parts for all of them, else one a block."""
 
     parts: tuple[Mapping[str, Tensor], ...]
     """Each part holds every tensor of the bank, cut to the part's blocks."""
@@ -104,7 +104,8 @@ class Bank(nn.Module):
         sizes = {tensors[name].shape[dim] for name, dim in self.dims.items()}
         if len(sizes) != 1:
             raise UsageError(f"block {label!r}: tensors disagree on axis {self.axis!r}: {sorted(sizes)}")
-        self._set(self._half(False), self._join(self._half(True), tensors))
+        held = self._half(True) or self._half(False)  # a model cast to another dtype keeps it
+        self._set(self._half(False), self._join(self._half(True), {n: t.to(held.get(n, t)) for n, t in tensors.items()}))
         self.blocks = (*self.blocks, Block(label, sizes.pop(), True))
 
     def freeze(self) -> None:
@@ -122,8 +123,10 @@ class Bank(nn.Module):
         self.blocks = tuple(Block(label, sizes[label], label in wanted) for label in (*kept, *moved))
 
     def select(self, index: Tensor) -> None:
-        """Keep only the positions in `index` (ascending, on the growing axis); emptied blocks disappear."""
+        """Keep only the positions in `index`, in the order they have; emptied blocks disappear."""
         keep = set(index.tolist())
+        if outside := sorted(p for p in keep if not 0 <= p < self.size):
+            raise UsageError(f"select: position {outside[0]} is not on axis {self.axis!r}, which has {self.size}")
         cut = [(block, self.positions(block.label)) for block in self.blocks]
         cut = [(block, positions[[p in keep for p in positions.tolist()]]) for block, positions in cut]
         self._rearrange([p for block, p in cut if not block.live], [p for block, p in cut if block.live])
@@ -162,18 +165,22 @@ class Bank(nn.Module):
         return tensors, [{"label": b.label, "size": b.size, "live": b.live} for b in self.blocks]
 
     def restore(self, tensors: Mapping[str, Tensor], blocks: Sequence[Mapping[str, object]]) -> None:
-        """Put the bank into a state that `state` returned."""
+        """Put the bank into a state that `state` returned; raise UsageError, changing nothing, if its parts disagree."""
         halves = {
             half: {name: tensors[f"{half}.{name}"] for name in self.specs if f"{half}.{name}" in tensors}
             for half in ("frozen", "live")
         }
-        self.blocks = tuple(Block(str(b["label"]), int(str(b["size"])), bool(b["live"])) for b in blocks)
-        self._check(halves)
+        entries = tuple(Block(str(b["label"]), int(str(b["size"])), bool(b["live"])) for b in blocks)
+        self._check(entries, halves)
         self._set(halves["frozen"], halves["live"])
+        self.blocks = entries
 
-    def _check(self, halves: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def _check(self, blocks: Sequence[Block], halves: Mapping[str, Mapping[str, Tensor]]) -> None:
+        labels = [block.label for block in blocks]
+        if len(set(labels)) < len(labels) or [b.live for b in blocks] != sorted(b.live for b in blocks):
+            raise UsageError(f"blocks {labels}: labels must differ, and frozen blocks come before live ones")
         for half, live in (("frozen", False), ("live", True)):
-            expected = sum(block.size for block in self.blocks if block.live is live)
+            expected = sum(block.size for block in blocks if block.live is live)
             for name, dim in self.dims.items():
                 tensor = halves[half].get(name)
                 found = 0 if tensor is None else tensor.shape[dim]
@@ -211,10 +218,11 @@ class Bank(nn.Module):
             index = torch.cat(list(pieces)) if pieces else torch.empty(0, dtype=torch.long)
             if not len(index):
                 return {}
-            return {name: whole[name].index_select(dim, index.to(whole[name].device)) for name, dim in self.dims.items()}
+            return {n: whole[n].index_select(dim, index.to(whole[n].device)) for n, dim in self.dims.items()}
 
         self._set(gather(frozen), gather(live))
 
     def _set(self, frozen: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> None:
-        self.frozen = Packed({n: t.clone() for n, t in frozen.items()})
-        self.live = nn.ParameterDict({n: nn.Parameter(t.clone()) for n, t in live.items()})
+        layout = torch.contiguous_format
+        self.frozen = Packed({n: t.clone(memory_format=layout) for n, t in frozen.items()})
+        self.live = nn.ParameterDict({n: nn.Parameter(t.clone(memory_format=layout)) for n, t in live.items()})

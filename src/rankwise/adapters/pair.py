@@ -13,6 +13,7 @@ from rankwise.adapters.bank import Blocks, Spec
 from rankwise.adapters.context import Context
 from rankwise.adapters.inits import init_named, kaiming, zeros
 from rankwise.adapters.sites import ALGEBRAS, Site
+from rankwise.errors import UsageError
 
 
 class Gate(Protocol):
@@ -55,7 +56,8 @@ class Pair:
     | B | [out, R] | up factor; columns are values |
     | s | scalar | scale |
 
-    The operations come in PEFT's order (base, then the scaled update added), so a plain adapter gives its bits.
+    The operations come in PEFT's order (base, then the scaled update added), so a plain adapter gives its bits. A site
+    may carry a factor of its own on top of s.
     """
 
     gate: Gate
@@ -65,6 +67,10 @@ class Pair:
     """Probability with which an input feature is dropped on the way to A, in training only."""
     init: str = "kaiming"
     """Start of A; B starts at zero."""
+
+    def __post_init__(self) -> None:
+        """Refuse an init that does not exist, before a model is touched."""
+        init_named(self.init)
 
     def specs(self) -> Mapping[str, Spec]:
         """Return the tensors a site needs."""
@@ -85,14 +91,29 @@ class Pair:
         z = [algebra.down(x, part["A"], module, site) for part in blocks.parts]
         w = self.gate(z[0] if len(z) == 1 else torch.cat(z, -1), x, blocks, context, site, training)
         y = [algebra.up(v, part["B"]) for v, part in zip(blocks.split(w), blocks.parts, strict=True)]
-        return sum(y[1:], y[0]) * self.scale
+        return sum(y[1:], y[0]) * (self.scale * site.scale)
 
-    def dense(self, blocks: Blocks) -> Tensor | None:
-        """Return the update as one float32 matrix [out, in], or None if it depends on the input."""
+    def plain(self, blocks: Blocks, site: Site) -> tuple[Tensor, Tensor, float]:
+        """Return (A, B, scale) of the plain LoRA that computes the same: a linear gate goes into A.
+
+        Raises:
+            UsageError: the gate depends on the input, so no matrix is equal to the update.
+
+        """
         if not self.gate.linear:
-            return None
-        updates = [part["B"].float() @ part["A"].float() for part in blocks.parts]
-        return self.scale * sum(updates[1:], updates[0])
+            raise UsageError(
+                f"{type(self.gate).__name__}: this gate depends on the input, so no matrix equals the update and it can "
+                "neither be merged nor be written as a LoRA; keep it beside the base (rankwise.save)"
+            )
+        a = blocks["A"].detach()
+        a = self.gate(a.T, a.T, blocks, Context(), site, False).detach().T
+        return a, blocks["B"].detach(), self.scale * site.scale
+
+    def dense(self, blocks: Blocks, site: Site) -> Tensor:
+        """Return the update as one matrix [out, in] in float32 (float64 for float64 factors); see `plain`."""
+        a, b, scale = self.plain(blocks, site)
+        exact = torch.promote_types(a.dtype, torch.float32)
+        return scale * (b.to(exact) @ a.to(exact))
 
     def record(self) -> dict[str, Any]:
         """Return the settings as JSON values; a method builds an equal branch from them."""

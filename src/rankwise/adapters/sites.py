@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from rankwise.errors import UsageError, nearest
 
@@ -32,6 +34,8 @@ class Site:
     """(channels, height, width) of a convolution's kernel."""
     width: int = 0
     """Output width of the whole module, all parts together."""
+    scale: float = 1.0
+    """Factor on the update here, besides the branch's own; other than 1 only where a checkpoint says so."""
 
     @property
     def layer(self) -> int | None:
@@ -43,9 +47,6 @@ class Site:
 class Algebra:
     """How a kind of module meets factors A [r, in] and B [out, r]; the rank is the last axis of what lies between."""
 
-    kind: str
-    shape: Callable[[nn.Module], tuple[int, int]]
-    """Module -> (n_in, n_out)."""
     down: Callable[[Tensor, Tensor, nn.Module, Site], Tensor]
     """(x, A) -> A x."""
     up: Callable[[Tensor, Tensor], Tensor]
@@ -62,6 +63,11 @@ def _up_channels(v: Tensor, b: Tensor) -> Tensor:
     return F.linear(v, b).movedim(-1, 1)
 
 
+def _down_rows(x: Tensor, a: Tensor, module: nn.Module, site: Site) -> Tensor:
+    assert isinstance(module, nn.Embedding)
+    return F.embedding(x, a.T, module.padding_idx)  # the padding row gets no gradient, as in the base
+
+
 def _down_conv(x: Tensor, a: Tensor, module: nn.Module, site: Site) -> Tensor:
     assert isinstance(module, nn.Conv2d)
     kernel = a.view(a.shape[0], *site.kernel)
@@ -70,76 +76,65 @@ def _down_conv(x: Tensor, a: Tensor, module: nn.Module, site: Site) -> Tensor:
 
 
 ALGEBRAS: Mapping[str, Algebra] = {
-    "linear": Algebra(
-        "linear",
-        lambda m: (m.weight.shape[1], m.weight.shape[0]),
-        lambda x, a, module, site: F.linear(x, a),
-        _up_last,
-        lambda update, weight: update,
-    ),
-    "transposed": Algebra(
-        "transposed",
-        lambda m: (m.weight.shape[0], m.weight.shape[1]),
-        lambda x, a, module, site: F.linear(x, a),
-        _up_last,
-        lambda update, weight: update.T,
-    ),
-    "embedding": Algebra(
-        "embedding",
-        lambda m: (m.weight.shape[0], m.weight.shape[1]),
-        lambda x, a, module, site: F.embedding(x, a.T),
-        _up_last,
-        lambda update, weight: update.T,
-    ),
-    "conv2d": Algebra(
-        "conv2d",
-        lambda m: (m.weight[0].numel(), m.weight.shape[0]),
-        _down_conv,
-        _up_channels,
-        lambda update, weight: update.view_as(weight),
-    ),
+    "linear": Algebra(lambda x, a, module, site: F.linear(x, a), _up_last, lambda update, weight: update),
+    "transposed": Algebra(lambda x, a, module, site: F.linear(x, a), _up_last, lambda update, weight: update.T),
+    "embedding": Algebra(_down_rows, _up_last, lambda update, weight: update.T),
+    "conv2d": Algebra(_down_conv, _up_channels, lambda update, weight: update.view_as(weight)),
 }
 
+
+def _thirds(n_in: int, n_out: int) -> dict[str, int]:
+    """Cut into q, k and v only where each is as wide as the input: other projections carry the same names."""
+    return dict.fromkeys("qkv", n_in if n_out == 3 * n_in else 0)
+
+
 FUSED: Mapping[str, Callable[[int, int], dict[str, int]]] = {
-    "c_attn": lambda n_in, n_out: dict.fromkeys("qkv", n_out // 3),
-    "Wqkv": lambda n_in, n_out: dict.fromkeys("qkv", n_out // 3),
-    "in_proj": lambda n_in, n_out: dict.fromkeys("qkv", n_out // 3),
-    "qkv": lambda n_in, n_out: dict.fromkeys("qkv", n_out // 3),
+    "c_attn": _thirds,
+    "Wqkv": _thirds,
+    "in_proj": _thirds,
+    "qkv": _thirds,
     "qkv_proj": lambda n_in, n_out: {"q": n_in, "k": (n_out - n_in) // 2, "v": (n_out - n_in) // 2},
     "gate_up_proj": lambda n_in, n_out: {"gate": n_out // 2, "up": n_out // 2},
 }
 """Last word of a module's path -> (n_in, n_out) -> rows of each part, for projections that hold several in a row."""
 
-HEADS = ("lm_head", "classifier", "score", "embed_out", "qa_outputs")
-"""Last words of a path that name an output head: "all-linear" leaves these out, as PEFT does."""
+HEADS = ("lm_head", "classifier", "score", "embed_out", "qa_outputs", "vocab_projector", "head", "heads")
+"""Words of a path that name an output head: "all-linear" leaves out what is one or lies in one."""
 
 
-def kind_of(module: nn.Module) -> str | None:
-    """Return the kind of site `module` can be, or None. Quantised linears count as linear: they are only called."""
+def shape_of(module: nn.Module) -> tuple[str, int, int] | None:
+    """Return (kind, n_in, n_out) of the site `module` can be, or None.
+
+    The sizes are those it was made with, as a quantised weight has another shape. Left out: modules whose weight is used
+    without calling them (the output projection of torch's attention), or whose output is no plain product (embeddings
+    that are scaled or renormalised, grouped convolutions).
+    """
     if isinstance(module, nn.Linear):
-        return "linear"
-    if isinstance(module, nn.Embedding):
-        return "embedding"
-    if isinstance(module, nn.Conv2d):
-        return "conv2d" if module.groups == 1 and module.padding_mode == "zeros" else None
-    return "transposed" if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers") else None
+        called = not isinstance(module, NonDynamicallyQuantizableLinear)
+        return ("linear", module.in_features, module.out_features) if called else None
+    if type(module) is nn.Embedding and module.max_norm is None:
+        return "embedding", module.num_embeddings, module.embedding_dim
+    if isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros":
+        return "conv2d", module.in_channels * math.prod(module.kernel_size), module.out_channels
+    if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers"):
+        return "transposed", vars(module)["nx"], vars(module)["nf"]
+    return None
 
 
-def all_sites(model: nn.Module) -> tuple[Site, ...]:
-    """Return every site `model` has, in module order, fused projections cut into their parts."""
+def all_sites(model: nn.Module, *, cut: bool = True) -> tuple[Site, ...]:
+    """Return every site `model` has, in module order, fused projections cut into their parts (or whole)."""
     found: list[Site] = []
     for path, module in model.named_modules():
-        kind = kind_of(module)
-        if kind is not None:
-            found.extend(_parts(path, kind, module))
+        shape = shape_of(module)
+        if shape is not None:
+            found.extend(_parts(path, module, *shape, cut))
     return tuple(found)
 
 
-def _parts(path: str, kind: str, module: nn.Module) -> list[Site]:
-    n_in, n_out = ALGEBRAS[kind].shape(module)
-    kernel = tuple(module.weight.shape[1:]) if isinstance(module, nn.Conv2d) else ()
-    cut = FUSED.get(path.rpartition(".")[2]) if kind in ("linear", "transposed") else None
-    widths = cut(n_in, n_out) if cut else {}
+def _parts(path: str, module: nn.Module, kind: str, n_in: int, n_out: int, cut: bool) -> list[Site]:
+    kernel = (module.in_channels, *module.kernel_size) if isinstance(module, nn.Conv2d) else ()
+    fused = FUSED.get(_last(path)) if cut and kind in ("linear", "transposed") else None
+    widths = fused(n_in, n_out) if fused else {}
     if sum(widths.values()) != n_out or min(widths.values(), default=0) <= 0:
         return [Site(path, path, kind, n_in, n_out, None, kernel, n_out)]
     sites, start = [], 0
@@ -171,7 +166,7 @@ def pick_sites(
     """
     known = all_sites(model)
     if sites == "all-linear":
-        chosen = [site for site in known if site.kind in ("linear", "transposed") and _last(site.path) not in HEADS]
+        chosen = [site for site in known if site.kind in ("linear", "transposed") and not _in_head(site.path)]
     else:
         names = [sites] if isinstance(sites, str) else list(sites)
         _refuse_unmatched(names, known)
@@ -185,6 +180,10 @@ def pick_sites(
 
 def _last(path: str) -> str:
     return path.rpartition(".")[2]
+
+
+def _in_head(path: str) -> bool:
+    return any(word in HEADS for word in path.split(".")) or path.endswith("predictions.decoder")
 
 
 def _in_layers(site: Site, layers: Sequence[int] | None) -> bool:
@@ -209,4 +208,4 @@ def _refuse_unmatched(names: Iterable[str], known: Sequence[Site]) -> None:
     for name in names:
         if not any(_matches(name, site) for site in known):
             ends = {_last(site.path) for site in known} | {"all-linear"}
-            raise UsageError(f"sites: {name!r} matches no module of this model; {nearest(name, ends)}")
+            raise UsageError(f"sites: {name!r} matches no module of this model; {nearest(_last(name), ends)}")

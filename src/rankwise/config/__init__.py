@@ -10,13 +10,15 @@ from rankwise.config.schema import (
     Section,
     TrainSettings,
 )
-from rankwise.config.stream import StreamSettings, TaskSettings
+from rankwise.config.stream import Kind, Order, StreamSettings, TaskSettings
 
 __all__ = [
     "AdapterSettings",
     "ClassifySettings",
     "Config",
+    "Kind",
     "ModelSettings",
+    "Order",
     "ReplaySettings",
     "Section",
     "StreamSettings",

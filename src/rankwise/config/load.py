@@ -111,7 +111,7 @@ def _explain(kind: type[BaseModel], fault: ErrorDetails, where: str) -> str:
     if fault["type"] == "missing":
         return f"{where}: {path!r} is missing; add {words[-1]} = ..."
     if fault["type"] == "value_error":
-        return f"{where}: {path}: {fault['ctx']['error'] if 'ctx' in fault else fault['msg']}"
+        return ": ".join(word for word in (where, path, str(fault.get("ctx", {}).get("error", fault["msg"]))) if word)
     return f"{where}: {path} = {fault['input']!r}: {_lower(fault['msg'])}{_hint(fault)}"
 
 

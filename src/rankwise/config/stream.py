@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rankwise.config.section import Section
+from rankwise.errors import nearest
 
 Kind = Literal["class-incremental", "task-incremental", "domain-incremental", "cross-domain"]
+Order = Literal["seed", "given"]
 Columns = str | Annotated[list[str], Field(min_length=2, max_length=2)]
 Count = Annotated[int, Field(ge=1)]
 Angle = Annotated[float, Field(ge=-360, le=360)]
@@ -94,7 +96,7 @@ class StreamSettings(Section):
     """At most so many test rows a task, spread evenly over classes."""
     shots: Count | None = None
     """Exactly so many training rows a class (16 in the few-shot protocols); not together with train_limit."""
-    order: Literal["seed", "given"] | None = None
+    order: Order | None = None
     """Order of classes, groups or tasks: drawn by the seed, or as given. Default: seed for one data set, given for `tasks`,
     `groups` and `rotations`."""
 
@@ -111,7 +113,7 @@ class StreamSettings(Section):
     def _built_in(self) -> StreamSettings:
         if self.name not in BUILT_IN:
             raise ValueError(
-                f"name = '{self.name}' is no built-in stream (known: {', '.join(BUILT_IN)}); "
+                f"name = '{self.name}' is no built-in stream; {nearest(self.name, BUILT_IN)}; "
                 "or say where the rows are with train or tasks"
             )
         for key in ("test", "input", "target", "split"):

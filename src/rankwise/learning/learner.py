@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapters import Bank, Change, Gate, attach, banks_of, grow, pick_sites, using
-from rankwise.config import Config, StreamSettings
+from rankwise.config import Config
 from rankwise.errors import ConflictError
 from rankwise.learning.processes import Processes
 from rankwise.learning.recipe import Method, Phase, check_phases
@@ -53,6 +53,10 @@ class Learner:
         self._adapt(gate)
         backbone.module.to(processes.device)
         objective.to(processes.device)
+        if config.train.shard_base and method.live == "base":
+            raise ConflictError(f"train.shard_base and method {method.slug!r}, whose base learns; remove shard_base")
+        if processes.sharded:
+            processes.shard(backbone.module)
         self.optimizer = self._optimizer()
 
     def _adapt(self, gate: Gate) -> None:
@@ -63,7 +67,10 @@ class Learner:
         settings = self.config.adapter
         sites = pick_sites(self.backbone.module, settings.sites, layers=settings.layers, exclude=settings.exclude)
         attach(
-            self.backbone.module, sites, self.method.branch(settings, gate), {"method": self.method.slug, "seed": self.seed}
+            self.backbone.module,
+            sites,
+            self.method.branch(settings, gate),
+            {"method": self.method.slug, "seed": self.seed},
         )
         if self.growth == "keep":
             grow(self.backbone.module, [Change("append", ONE_BLOCK, settings.rank)], self.seed)
@@ -112,11 +119,22 @@ class Learner:
         rows = [torch.empty(0, self.backbone.dim, device=self.processes.device)]
         self.backbone.module.eval()
         for batch in in_order(mine, self.backbone.encode, self.config.train.eval_batch_size):
-            tokens = batch.inputs.get("attention_mask")
-            mask = None if tokens is None else tokens.bool()
-            with using(self.backbone.module, blocks=blocks, tokens=mask, **context), self.processes.autocast():
-                rows.append(self.backbone.features(batch.to(self.processes.device).inputs).float())
+            rows.append(self._features(batch, blocks, **context))
+        if self.processes.sharded:
+            self._go_along(split, blocks, len(rows) - 1)
         return self.processes.gather(torch.cat(rows), len(split))
+
+    def _features(self, batch: Batch, blocks: tuple[str, ...] | None, **context: Any) -> Tensor:  # noqa: ANN401
+        tokens = batch.inputs.get("attention_mask")
+        mask = None if tokens is None else tokens.bool()
+        with using(self.backbone.module, blocks=blocks, tokens=mask, **context), self.processes.autocast():
+            return self.backbone.features(batch.to(self.processes.device).inputs).float()
+
+    def _go_along(self, split: Split, blocks: tuple[str, ...] | None, done: int) -> None:
+        """Run the forwards that other processes run and this one does not need: they wait for its share of the base."""
+        longest = -(-len(split) // self.processes.world)
+        for _ in range(done, -(-longest // self.config.train.eval_batch_size)):
+            self._features(encoded(split.take([0]), self.backbone.encode), blocks)
 
     def blocks_for(self, task: Task) -> tuple[str, ...] | None:
         """Return the blocks that act on a task's test examples: all, or its own where the method is told the task."""
@@ -130,7 +148,9 @@ class Learner:
         if self.method.live == "base":
             module.requires_grad_(True)
         self._enter(task)
-        self.objective.begin_task(task.classes, self._head_classes(task), self._start_features(task), self._labels(task))
+        self.objective.begin_task(
+            task.classes, self._head_classes(task), self._start_features(task), self._labels(task)
+        )
         for strategy in self.strategies:
             strategy.begin_task(self, task)
 
@@ -196,7 +216,9 @@ class Learner:
             tensors.update({f"{path}/{name}": tensor for name, tensor in held.items()})
         tensors.update({"means/means": self.objective.means.means, "means/owners": self.objective.means.owners})
         tensors.update(self._base_state())
-        tensors.update({f"optimizer/{n}/{k}": v for n, p in self.live().items() for k, v in self.optimizer.state[p].items()})
+        tensors.update(
+            {f"optimizer/{n}/{k}": v for n, p in self.live().items() for k, v in self.optimizer.state[p].items()}
+        )
         for strategy in self.strategies:
             tensors.update({f"strategies/{strategy.name}/{k}": v for k, v in strategy.state().items()})
         return tensors, {"blocks": blocks, "begun": self.begun, "phase": self.method.phases.index(self.phase)}

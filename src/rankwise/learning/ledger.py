@@ -29,7 +29,7 @@ State = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 
 class Ledger:
-    """The directory `path`: config.toml, environment.json, events.jsonl, checkpoints/, adapter/, results.json, matrix.csv."""
+    """The directory `path`: config.toml, environment.json, events.jsonl, checkpoints/, adapter/, results, matrix."""
 
     def __init__(self, path: Path) -> None:
         """Point at a directory; nothing is read or written yet."""
@@ -47,13 +47,17 @@ class Ledger:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise StorageError(f"{self.path}: another process is writing this run; wait for it or stop it") from None
+                raise StorageError(
+                    f"{self.path}: another process is writing this run; wait for it or stop it"
+                ) from None
             yield
 
     def open(self, config: Config, stream: Mapping[str, Any], base: Mapping[str, Any]) -> None:
         """Write what the run is made of, and start its events."""
         if self.events.exists():
-            raise StorageError(f"{self.path} holds a run already; `rankwise resume {self.path}` or choose another --out")
+            raise StorageError(
+                f"{self.path} holds a run already; `rankwise resume {self.path}` or choose another --out"
+            )
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.write_json("environment.json", {**environment(), "base": dict(base), "stream": dict(stream)})
         write_file(self.path / "config.toml", to_toml(config).encode())  # last: where it stands, `resume` works
@@ -63,7 +67,9 @@ class Ledger:
         saved = load_json(self.path / "environment.json")
         for what, now in (("stream", stream), ("base", base)):
             if saved.get(what) != json.loads(json.dumps(now)):
-                raise StorageError(f"{self.path}: the {what} has changed since this run was started; start a new run, or restore it")
+                raise StorageError(
+                    f"{self.path}: the {what} has changed since this run was started; start a new run, or restore it"
+                )
 
     def record(self, event: str, **values: Any) -> None:  # noqa: ANN401 (JSON values)
         """Append one line to the events; all but its `time` is the same however often the run was interrupted."""
@@ -108,7 +114,9 @@ class Ledger:
         """Write one JSON file, whole or not at all."""
         write_file(self.path / name, (json.dumps(values, indent=1, allow_nan=False) + "\n").encode())
 
-    def write_matrix(self, tasks: Sequence[str], zero_shot: Sequence[float | None], matrix: Sequence[Sequence[Any]]) -> None:
+    def write_matrix(
+        self, tasks: Sequence[str], zero_shot: Sequence[float | None], matrix: Sequence[Sequence[Any]]
+    ) -> None:
         """Write R as CSV: a column a task, a row before learning and one after each task."""
         text = io.StringIO()
         writer = csv.writer(text)

@@ -72,7 +72,8 @@ class Method:
     def record(self) -> dict[str, Any]:
         """Return the public facts, as JSON values: a row of `rankwise methods`."""
         names = ("slug", "title", "paper", "axis", "identity_at_creation", "identity_at_append", "mergeable", "peft")
-        return {**{name: getattr(self, name) for name in names}, "parameters": self.parameters, "refuses": list(self.refuses)}
+        values = {name: getattr(self, name) for name in names}
+        return {**values, "parameters": self.parameters, "refuses": list(self.refuses)}
 
 
 def check_phases(phases: Sequence[Phase]) -> None:

@@ -61,7 +61,8 @@ def collect(learner: Learner, progress: Progress, ledger: Ledger) -> dict[str, A
 
 def whole(rows: Cells, tasks: int) -> Cells:
     """Return R with a row a task: where all were learnt at once, only the last row is known."""
-    return [[None] * tasks for _ in range(tasks - len(rows))] + rows
+    missing: Cells = [[None] * tasks for _ in range(tasks - len(rows))]
+    return missing + rows
 
 
 def peak_memory() -> int:
@@ -78,7 +79,8 @@ def _artefact(learner: Learner, base: Mapping[str, Any]) -> dict[str, Content]:
         files["base.safetensors"] = tensor_writer(dict(module.state_dict()))
     tensors, blocks = objective.head.bank.state()
     means = {"means.means": objective.means.means, "means.owners": objective.means.owners}
-    head = {"settings": objective.settings.model_dump(), "classes": blocks, "class_names": list(learner.stream.class_names)}
+    names = list(learner.stream.class_names)
+    head = {"settings": objective.settings.model_dump(), "classes": blocks, "class_names": names}
     return {
         **files,
         "head.json": json.dumps({**head, "base": dict(base), "method": learner.method.slug}, indent=1).encode(),

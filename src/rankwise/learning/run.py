@@ -76,9 +76,7 @@ def run(learner: Learner, ledger: Ledger, watch: Watch) -> Progress:
     return progress
 
 
-def _learn(
-    learner: Learner, ledger: Ledger, watch: Watch, task: Task, progress: Progress, clock: _Clock
-) -> Progress:
+def _learn(learner: Learner, ledger: Ledger, watch: Watch, task: Task, progress: Progress, clock: _Clock) -> Progress:
     """Train one task, phase by phase and step by step, from where `progress` says."""
     steps = steps_for(learner, task)
     watch.task(progress.task, len(learner.curriculum), task.name, steps, progress.step)
@@ -183,7 +181,7 @@ def _record(learner: Learner, ledger: Ledger, event: str, **values: Any) -> None
 
 
 def _save(learner: Learner, ledger: Ledger, progress: Progress, *, kept: bool) -> None:
-    """Write a snapshot. The first process alone decides when, by its own clock, so nobody may wait for the others here."""
+    """Write a snapshot. The first process decides when, by its own clock, so nobody may wait for the others here."""
     if not learner.processes.first:
         return
     for name, parameter in learner.live().items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,7 @@ from rankwise.adapters import using
 from rankwise.errors import NonFiniteError
 from rankwise.seeds import derive
 from rankwise.strategies import Term
+from rankwise.streams import Batch
 
 if TYPE_CHECKING:
     from rankwise.learning.learner import Learner
@@ -56,20 +57,32 @@ def step(learner: Learner, terms: Sequence[Term], number: int, rate: float) -> d
 def backward(learner: Learner, term: Term, number: int) -> Tensor:
     """Run forward and backward over this process's micro-batches of `term`; return their part of its mean loss."""
     total = torch.zeros((), device=learner.processes.device)
-    parts = term.batch.cut(learner.processes.world * learner.config.train.accumulate)
-    for i in learner.processes.share(len(parts)):
-        if len(parts[i]):
-            seed_draws(learner, term.name, number, i)
-            tokens = parts[i].inputs.get("attention_mask")
-            with using(learner.backbone.module, blocks=learner.acting, tokens=None if tokens is None else tokens.bool()):
-                loss = term.losses(parts[i].to(learner.processes.device)).sum() / len(term.batch)
-                (term.weight * loss).backward()
-            total += loss.detach()
+    for i, part, share in micro_batches(learner, term.batch):
+        seed_draws(learner, term.name, number, i)
+        tokens = part.inputs.get("attention_mask")
+        with using(learner.backbone.module, blocks=learner.acting, tokens=None if tokens is None else tokens.bool()):
+            loss = term.losses(part.to(learner.processes.device)).sum() * share
+            (term.weight * loss).backward()
+        total += loss.detach()
     return total
 
 
+def micro_batches(learner: Learner, batch: Batch) -> Iterator[tuple[int, Batch, float]]:
+    """Yield (number, examples, what each weighs in the mean) for this process's micro-batches of `batch`.
+
+    Empty ones are left out, unless the base is sharded: then the others would wait for this process's share of it, so
+    it goes along with an example that weighs nothing.
+    """
+    parts = batch.cut(learner.processes.world * learner.config.train.accumulate)
+    for i in learner.processes.share(len(parts)):
+        if len(parts[i]):
+            yield i, parts[i], 1 / len(batch)
+        elif learner.processes.sharded:
+            yield i, batch.rows(slice(0, 1)), 0.0
+
+
 def seed_draws(learner: Learner, term: str, number: int, part: int) -> None:
-    """Start torch's generators where (seed, step, term, micro-batch) says, so that no draw depends on what ran before."""
+    """Start torch's generators where (seed, step, term, micro-batch) says: no draw depends on what ran before."""
     torch.manual_seed(derive(learner.seed, "draw", number, term, part))
 
 
@@ -94,7 +107,9 @@ def clip(terms: Sequence[Term], live: Sequence[nn.Parameter], largest: float | N
     norm = nn.utils.get_total_norm([p.grad for p in live if p.grad is not None])
     if not math.isfinite(norm):
         rows = ", ".join(f"{term.name!r}: {_rows(term)}" for term in terms)
-        raise NonFiniteError(f"step {number}: the gradient's norm is {float(norm)} on rows {rows}; lower train.lr, or look at them")
+        raise NonFiniteError(
+            f"step {number}: the gradient's norm is {float(norm)} on rows {rows}; lower train.lr, or look at them"
+        )
     if largest is not None:
         nn.utils.clip_grads_with_norm_(live, largest, norm)
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from rankwise.errors import DataError
 
 Modality = Literal["image", "text"]
 Candidates = Literal["seen", "task"]

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConflictError, DataError
-from .base import Stream
-from .digits import digits
-from .rows import Rows
-from .sampling import Sampling, generator, stratified
-from .scenarios import Domain, class_incremental, cross_domain, domain_incremental, domains_by_column, rotated
-from .settings import Kind, StreamSettings, TaskSettings
-from .sources import choose_part, parts
-from .tables import WHOLE, Parts
+from rankwise.config import Kind, StreamSettings, TaskSettings, parse
+from rankwise.errors import ConflictError, DataError
+from rankwise.streams.base import Stream
+from rankwise.streams.digits import digits
+from rankwise.streams.rows import Rows
+from rankwise.streams.sampling import Sampling, generator, stratified
+from rankwise.streams.scenarios import Domain, class_incremental, cross_domain, domain_incremental, domains_by_column, rotated
+from rankwise.streams.sources import choose_part, parts
+from rankwise.streams.tables import WHOLE, Parts
 
 CUT_FRACTION = 0.2
 """Share of the rows that become the test where a data set brings none."""
@@ -36,12 +36,28 @@ def build_stream(
     data: Mapping[str, Any] | None = None,
     source: str = "config",
 ) -> Stream:
-    """The stream that `settings` describe; see `rankwise.streams.build`."""
-    values = dataclasses.asdict(settings) if isinstance(settings, StreamSettings) else settings
-    checked = StreamSettings.from_dict(values, source=source)
+    """Build the stream that `settings` (the [stream] table, checked or plain) describe.
+
+    Args:
+        settings: which tasks, in which order, from which rows.
+        seed: of class order, validation and limits.
+        root: folder that file names are relative to.
+        data: in-memory data sets that the settings name as "memory:<name>".
+        source: the config's name, for messages.
+
+    Raises:
+        UsageError: the settings are wrong.
+        DataError: a file or its rows cannot be used; the message names file and place.
+
+    >>> settings = {"name": "digits", "classes_per_task": 5, "order": "given"}
+    >>> [task.classes for task in build_stream(settings, seed=0).tasks]
+    [(0, 1, 2, 3, 4), (5, 6, 7, 8, 9)]
+
+    """
+    checked = settings if isinstance(settings, StreamSettings) else parse(StreamSettings, settings, f"{source}, [stream]")
     reader = _Reader(checked, Path(root), data or {}, [])
     stream = _from_tasks(checked, seed, reader) if checked.tasks else _from_one(checked, seed, reader)
-    record = {**stream.record, "test_cuts": reader.cuts, "settings": _plain(dataclasses.asdict(checked))}
+    record = {**stream.record, "test_cuts": reader.cuts, "settings": checked.model_dump(exclude_none=True)}
     return dataclasses.replace(stream, record=record)
 
 
@@ -146,9 +162,3 @@ def _from_tasks(settings: StreamSettings, seed: int, reader: _Reader) -> Stream:
     candidates = "task" if kind == "task-incremental" else "seen"
     return cross_domain(domains, seed=seed, name=settings.name, order=order, candidates=candidates)
 
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, what is left out dropped: the settings as a config would hold them."""
-    if isinstance(value, Mapping):
-        return {key: _plain(held) for key, held in value.items() if held is not None}
-    return [_plain(held) for held in value] if isinstance(value, list | tuple) else value

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..errors import DataError
-from .base import Task, View
-from .images import EncodedImages, encode_png
+from rankwise.errors import DataError
+from rankwise.streams.base import Task, View
+from rankwise.streams.images import EncodedImages, encode_png
 
 
 def file_sha256(path: Path) -> str:

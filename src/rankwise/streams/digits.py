@@ -6,9 +6,9 @@ import numpy as np
 import sklearn.datasets
 import torch
 
-from .digests import rows_sha256
-from .rows import Rows
-from .sampling import generator, stratified
+from rankwise.streams.digests import rows_sha256
+from rankwise.streams.rows import Rows
+from rankwise.streams.sampling import generator, stratified
 
 TEST_ROWS = 400
 TEST_SEED = 1797

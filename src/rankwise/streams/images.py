@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import DataError
+from rankwise.errors import DataError
 
 EAGER_BYTES = 512 * 1024 * 1024
 """Decoded pictures of one size are held as one tensor up to this many bytes; beyond it each is decoded when it is

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import DataError, nearest
-from .base import Modality, Split, choose, positions
-from .images import encode_png, pictures
+from rankwise.errors import DataError, nearest
+from rankwise.streams.base import Modality, Split, choose, positions
+from rankwise.streams.images import encode_png, pictures
 
 Label = str | int
 INPUTS = ("input", "text", "sentence", "image")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import ConflictError, DataError
+from rankwise.errors import ConflictError, DataError
 
 IntArray = np.ndarray
 

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from ..errors import ConflictError, DataError, nearest
-from .base import Candidates, Split, Stream, Task
-from .digests import ids_sha256, overlap
-from .images import rotate
-from .rows import Rows
-from .sampling import Sampling, limited_test, permutation, training_rows
-from .settings import Kind, Order
+from rankwise.config import Kind, Order
+from rankwise.errors import ConflictError, DataError, nearest
+from rankwise.streams.base import Candidates, Split, Stream, Task
+from rankwise.streams.digests import ids_sha256, overlap
+from rankwise.streams.images import rotate
+from rankwise.streams.rows import Rows
+from rankwise.streams.sampling import Sampling, limited_test, permutation, training_rows
 
 T = TypeVar("T")
 

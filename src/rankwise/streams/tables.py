@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from ..errors import DataError
-from .digests import file_sha256
-from .rows import INPUTS, Table, require
+from rankwise.errors import DataError
+from rankwise.streams.digests import file_sha256
+from rankwise.streams.rows import INPUTS, Table, require
 
 Parts = dict[str, Table]
 """A source's tables by split; an undivided source has the single split ''."""

@@ -1,0 +1,69 @@
+"""The command `rankwise`: one command a file, each a function whose docstring is its help.
+
+Nothing heavy is imported here or at the top of a command's file, so that help and the errors of a mistyped line come at
+once. Exit codes: 0 done, 1 failed, 2 misused, 130 stopped by the user.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, UnusedCliTokensError
+
+from rankwise import __version__
+from rankwise.cli.demo import demo
+from rankwise.cli.methods import methods
+from rankwise.cli.resume import resume
+from rankwise.cli.run import run
+from rankwise.cli.schema import schema
+from rankwise.cli.show import show
+from rankwise.errors import RankwiseError
+
+FAILED, MISUSED, STOPPED = 1, 2, 130
+
+HELP = """Teach a pretrained model a stream of tasks with low-rank updates.
+
+Example: rankwise demo"""
+
+app = App(name="rankwise", help=HELP, version=__version__, help_format="plaintext", suppress_keyboard_interrupt=False)
+for number, command in enumerate((demo, run, resume, methods, show, schema)):
+    app.command(command, sort_key=number)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (default: this process's own) and return its exit code; errors go to stderr, one line each."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_none")
+        sys.stdout.flush()  # a reader that has gone away is noticed here, not when the interpreter ends
+    except CycloptsError as error:
+        return complain(misuse(error), MISUSED)
+    except RankwiseError as error:
+        return complain(str(error), error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        return complain(str(error), FAILED)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+def complain(message: str, code: int) -> int:
+    """Print each line of `message` to stderr as an error and return `code`."""
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def misuse(error: CycloptsError) -> str:
+    """Return what was wrong with the words of the command line, in one line, with the remedy."""
+    chain = " ".join(("rankwise", *(error.command_chain or ())))
+    if isinstance(error, UnusedCliTokensError):
+        return f"{chain}: unexpected {' '.join(map(repr, error.unused_tokens or ()))}; see `{chain} --help`"
+    text = " ".join(str(error).split())
+    return text if "Did you mean" in text else f"{text.rstrip('.')}; see `{chain} --help`"

@@ -1,0 +1,131 @@
+"""A run small enough to be done a hundred times: a vision transformer of 16 features, ten digits in two tasks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import ViTConfig, ViTModel
+
+import rankwise
+from rankwise.config import merged
+from rankwise.learning.run import Watch
+
+CLOCKED = ("wall_seconds", "peak_memory_bytes")
+"""What may differ between two runs of one config."""
+
+
+class Stop(Exception):
+    """Raised by `Stopping`."""
+
+
+class Stopping(Watch):
+    """Raises an error when the onlooker is called for the n-th time."""
+
+    def __init__(self, calls: int, error: type[BaseException] = Stop) -> None:
+        self.calls, self.error, self.notes = calls, error, []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def stepped(self, done: int, loss: float) -> None:
+        self.calls -= 1
+        if self.calls == 0:
+            raise self.error
+
+    def scored(self, name: str, scores: Sequence[float | None]) -> None:
+        self.stepped(0, 0.0)
+
+
+class Copying(Watch):
+    """Copies the run's directory whenever it is called: what a kill at that instant would have left."""
+
+    def __init__(self, run: Path, into: Path) -> None:
+        self.run, self.into, self.copies = run, into, []
+
+    def stepped(self, done: int, loss: float) -> None:
+        self.copies.append(self.into / f"copy-{len(self.copies)}")
+        shutil.copytree(self.run, self.copies[-1])
+
+    def scored(self, name: str, scores: Sequence[float | None]) -> None:
+        self.stepped(0, 0.0)
+
+    def task(self, index: int, count: int, name: str, steps: int, done: int) -> None:
+        self.stepped(0, 0.0)
+
+
+class Small:
+    """Makes small runs and says what they left."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+
+    def config(self, method: str = "mora", **tables: Mapping[str, Any]) -> dict[str, Any]:
+        small = {
+            "method": method,
+            "model": {"name": str(self.base)},
+            "stream": {"name": "digits", "classes_per_task": 5, "train_limit": 15, "test_limit": 20},
+            "train": {"steps": 3, "batch_size": 4, "device": "cpu", "threads": 1, "snapshot_seconds": 0, "log_every": 1},
+        }
+        return merged(small, tables)
+
+    def run(self, out: Path, method: str = "mora", watch: Watch | None = None, **tables: Mapping[str, Any]) -> Path:
+        rankwise.run(self.config(method, **tables), out=out, watch=watch)
+        return out
+
+    def sittings(self, out: Path, method: str, **tables: Mapping[str, Any]) -> int:
+        """Run with a stop at every second step, so that each step is done after a resumption; return the sittings."""
+        try:
+            self.run(out, method, Stopping(2), **tables)
+        except Stop:
+            pass
+        for sitting in range(2, 100):
+            try:
+                rankwise.resume(out, watch=Stopping(2))
+                return sitting
+            except Stop:
+                pass
+        raise AssertionError("the run makes no progress")
+
+    def left(self, out: Path) -> dict[str, Any]:
+        """Return everything that must not depend on when a run was stopped."""
+        results = json.loads((out / "results.json").read_text())
+        newest = sorted((out / "checkpoints").glob("step-*"))[-1]
+        return {
+            "results": {key: value for key, value in results.items() if key not in CLOCKED},
+            "matrix": (out / "matrix.csv").read_text(),
+            "events": self.events(out),
+            "adapter": {file.name: file.read_bytes() for file in sorted((out / "adapter").iterdir())},
+            "state": (newest.name, (newest / "state.safetensors").read_bytes()),
+        }
+
+    def events(self, out: Path) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if key != "time"} for line in lines]
+
+    def losses(self, out: Path) -> list[float]:
+        return [value for line in self.events(out) if line["event"] == "step" for value in line["losses"].values()]
+
+    def weights(self, out: Path) -> dict[str, torch.Tensor]:
+        """Return all tensors of the adapter folder."""
+        files = sorted((out / "adapter").glob("*.safetensors"))
+        return {f"{file.stem}:{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """Small runs on a base drawn at random, once a session."""
+    folder = tmp_path_factory.mktemp("base") / "vit"
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, image_size=8, patch_size=4
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return Small(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,18 @@ class Stop(Exception):
 
 
 class Stopping(Watch):
-    """Raises an error when the onlooker is called for the n-th time."""
+    """Raises an error after the n-th step it sees."""
 
-    def __init__(self, calls: int, error: type[BaseException] = Stop) -> None:
-        self.calls, self.error, self.notes = calls, error, []
+    def __init__(self, steps: int, error: type[BaseException] = Stop) -> None:
+        self.steps, self.error, self.notes = steps, error, []
 
     def note(self, text: str) -> None:
         self.notes.append(text)
 
     def stepped(self, done: int, loss: float) -> None:
-        self.calls -= 1
-        if self.calls == 0:
+        self.steps -= 1
+        if self.steps == 0:
             raise self.error
-
-    def scored(self, name: str, scores: Sequence[float | None]) -> None:
-        self.stepped(0, 0.0)
 
 
 class Copying(Watch):
@@ -66,7 +63,9 @@ class Small:
     def __init__(self, base: Path) -> None:
         self.base = base
 
-    def config(self, method: str = "mora", **tables: Mapping[str, Any]) -> dict[str, Any]:
+    stopping, copying = Stopping, Copying
+
+    def config(self, method: str = "mora", **tables: Any) -> dict[str, Any]:
         small = {
             "method": method,
             "model": {"name": str(self.base)},
@@ -75,11 +74,11 @@ class Small:
         }
         return merged(small, tables)
 
-    def run(self, out: Path, method: str = "mora", watch: Watch | None = None, **tables: Mapping[str, Any]) -> Path:
+    def run(self, out: Path, method: str = "mora", watch: Watch | None = None, **tables: Any) -> Path:
         rankwise.run(self.config(method, **tables), out=out, watch=watch)
         return out
 
-    def sittings(self, out: Path, method: str, **tables: Mapping[str, Any]) -> int:
+    def sittings(self, out: Path, method: str, **tables: Any) -> int:
         """Run with a stop at every second step, so that each step is done after a resumption; return the sittings."""
         try:
             self.run(out, method, Stopping(2), **tables)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 import rankwise
-from rankwise import api, papers
-from rankwise.adapters import Identity
-from rankwise.learning.learner import Learner
-from rankwise.learning.ledger import Ledger
-from rankwise.learning.recipe import Method, Phase
-from rankwise.learning.results import finish
-from rankwise.learning.run import Watch, run
+from rankwise import papers
+from rankwise.learning.recipe import Phase
 
 METHODS = ("lora", "mora", "lora-append", "finetune", "linear-probe", "joint", "independent", "replay")
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -50,8 +45,8 @@ def test_each_step_in_a_sitting_of_its_own_with(small, tmp_path, method, variant
 @pytest.mark.parametrize(
     "method", ["replay", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS if m != "replay")]
 )
-def test_resume_from_what_each_instant_left(small, tmp_path, method, copying):
-    watch = copying(tmp_path / "whole", tmp_path)
+def test_resume_from_what_each_instant_left(small, tmp_path, method):
+    watch = small.copying(tmp_path / "whole", tmp_path)
     whole = small.left(small.run(tmp_path / "whole", method, watch))
     assert len(watch.copies) >= 8
     for copy in watch.copies:
@@ -59,19 +54,68 @@ def test_resume_from_what_each_instant_left(small, tmp_path, method, copying):
         assert small.left(copy) == whole, copy.name
 
 
-def two_phases(small, **tables: Any) -> Learner:
-    """A learner whose tasks are learnt first by the head alone, then by everything."""
-    phases = (Phase("head", 0.5, "head"), Phase("all", 0.5))
-    method = Method("two-phases", "", "", "", "", growth="append", phases=phases)
-    config, _ = api.resolve(small.config("lora", **tables))
-    plain = api.learner_of(config, papers.method("lora"))
-    del plain  # only its parts are wanted, fresh ones: the base must not carry an adapter
-    from rankwise.models import load_backbone
-    from rankwise.objectives import Classify
-    from rankwise.learning.processes import Processes
-    from rankwise.streams import build
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.3, 0.1, 0.6)])
+def test_a_method_in_phases(small, tmp_path, monkeypatch, shares):
+    parts = ("head", "adapter", "all")[-len(shares) :]
+    phases = tuple(Phase(live, share, live) for live, share in zip(parts, shares, strict=True))
+    phased = replace(papers.method("mora"), phases=phases)
+    monkeypatch.setattr(papers, "method", lambda slug: phased)
+    whole = small.run(tmp_path / "whole", train={"steps": 4})
+    rates = [line["rate"] for line in small.events(whole) if line["event"] == "step"]
+    assert rates.count(1.0) == 2 * sum(round(share * 4) > 0 for share in shares)  # each phase starts at the peak
+    small.sittings(tmp_path / "parts", "mora", train={"steps": 4})
+    assert small.left(tmp_path / "parts") == small.left(whole)
 
-    backbone = load_backbone(**config.model.model_dump())
-    stream = build(config.stream.model_dump(exclude_none=True), config.seed)
-    objective = Classify(config.objective, backbone.dim, config.seed)
-    return Learner(config, method, Identity(), backbone, stream, objective, [], Processes.start(config.train))
+
+def test_a_phase_moves_only_what_it_says(small, tmp_path, monkeypatch):
+    phased = replace(papers.method("lora"), phases=(Phase("head", 1.0, "head"),))
+    monkeypatch.setattr(papers, "method", lambda slug: phased)
+    held = small.weights(small.run(tmp_path / "head", "lora"))
+    assert all(not tensor.any() for name, tensor in held.items() if name.endswith(".B"))
+    phased = replace(phased, phases=(Phase("adapter", 1.0, "adapter"),))
+    assert any(tensor.any() for name, tensor in small.weights(small.run(tmp_path / "b", "lora")).items() if ".B" in name)
+
+
+def test_equal_configs_give_equal_results(small, tmp_path):
+    torch.manual_seed(1)
+    one = small.left(small.run(tmp_path / "one", "replay", adapter={"dropout": 0.1}))
+    torch.manual_seed(2)
+    torch.rand(3)
+    assert small.left(small.run(tmp_path / "two", "replay", adapter={"dropout": 0.1})) == one
+    other = small.run(tmp_path / "other", "replay", adapter={"dropout": 0.1}, seed=1)
+    assert small.left(other)["adapter"] != one["adapter"]
+    assert small.losses(other) != small.losses(tmp_path / "one")
+
+
+def test_workers_do_not_matter(small, tmp_path):
+    none = small.left(small.run(tmp_path / "none"))
+    two = small.left(small.run(tmp_path / "two", train={"workers": 2}))
+    assert two == none
+
+
+def test_how_often_snapshots_are_written_does_not_matter(small, tmp_path):
+    often = small.left(small.run(tmp_path / "often"))
+    assert small.left(small.run(tmp_path / "seldom", train={"snapshot_seconds": 1000})) == often
+
+
+def test_a_finished_run_is_written_out_again(small, tmp_path):
+    done = small.run(tmp_path / "run", "replay")
+    before = small.left(done)
+    shutil.rmtree(done / "adapter")
+    (done / "results.json").unlink()
+    (done / "matrix.csv").unlink()
+    rankwise.resume(done)
+    assert small.left(done) == before
+
+
+def test_few_snapshots_are_kept_within_a_task_and_all_at_task_ends(small, tmp_path):
+    small.run(tmp_path / "run", train={"steps": 6})
+    names = [folder.name for folder in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    assert names == ["step-00000007", "step-00000012", "step-00000013", "step-00000014"]
+
+
+def test_interrupted_by_hand(small, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        small.run(tmp_path / "run", watch=small.stopping(4, KeyboardInterrupt))
+    rankwise.resume(tmp_path / "run")
+    assert small.left(tmp_path / "run") == small.left(small.run(tmp_path / "whole"))

@@ -125,9 +125,22 @@ def test_an_appended_block_leaves_the_output_as_declared(method):
     model = adapted_base(method)
     for label in ("2", "3", "4"):
         train(model)
+        grow(model, [Change("freeze")], 0)
         before = outputs(model, () if method.oracle else None)  # an oracle's new block acts alone, on the bare base
-        next_block(model, label)
+        grow(model, [Change("append", label, RANK)], 0)
         assert holds(method.identity_at_append, before, outputs(model, acting(method, label))), label
+
+
+@adapted
+def test_freezing_a_block_changes_the_function_by_rounding_at_most(method):
+    """Frozen blocks lie in one tensor, so their sum may be taken in another order than before."""
+    model = adapted_base(method)
+    for label in ("2", "3"):
+        train(model)
+        before = outputs(model)
+        grow(model, [Change("freeze")], 0)
+        torch.testing.assert_close(outputs(model), before, rtol=1e-5, atol=1e-5)
+        grow(model, [Change("append", label, RANK)], 0)
 
 
 @adapted

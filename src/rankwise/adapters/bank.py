@@ -105,7 +105,9 @@ class Bank(nn.Module):
         if len(sizes) != 1:
             raise UsageError(f"block {label!r}: tensors disagree on axis {self.axis!r}: {sorted(sizes)}")
         held = self._half(True) or self._half(False)  # a model cast to another dtype keeps it
-        self._set(self._half(False), self._join(self._half(True), {n: t.to(held.get(n, t)) for n, t in tensors.items()}))
+        self._set(
+            self._half(False), self._join(self._half(True), {n: t.to(held.get(n, t)) for n, t in tensors.items()})
+        )
         self.blocks = (*self.blocks, Block(label, sizes.pop(), True))
 
     def freeze(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rankwise.adapters.bank import Bank
-from rankwise.adapters.model import adapted_modules, adapter_of, banks_of, fold
+from rankwise.adapters.model import adapter_of, banks_of, fold, place
 from rankwise.adapters.pair import Pair
 from rankwise.adapters.sites import Site
 from rankwise.errors import UsageError, nearest
@@ -38,17 +38,30 @@ def grow(model: nn.Module, changes: Iterable[Change], seed: int) -> None:
     """Apply `changes` in order, in place. New blocks start from draws of (seed, label, site): order does not matter.
 
     Parameters are new objects afterwards; build the optimiser anew.
+
+    Raises:
+        UsageError: an op, site or block that does not exist, a block of no ranks, or a fold that `fold` refuses.
+
     """
+    changes = tuple(changes)
     for change in changes:
-        if change.op not in OPS:
-            raise UsageError(f"change {change.op!r} does not exist; {nearest(change.op, OPS)}")
+        _check(model, change)
+    for change in changes:
         if change.op == "fold":
-            fold(model, [change.label])
+            fold(model, [change.label], site=change.site)
             continue
         for site, bank in _sites(model, change):
             _apply(bank, site, change, adapter_of(model).branch, seed)
-    for module in adapted_modules(model).values():
-        module.banks.to(next(module.base.parameters()).device)
+    place(model)
+
+
+def _check(model: nn.Module, change: Change) -> None:
+    """Refuse what is wrong whatever came before it, so that nothing is changed then."""
+    if change.op not in OPS:
+        raise UsageError(f"change {change.op!r} does not exist; {nearest(change.op, OPS)}")
+    if change.op == "append" and change.rank < 1:
+        raise UsageError(f"rank = {change.rank}: a block needs at least one rank")
+    _sites(model, change)
 
 
 def _sites(model: nn.Module, change: Change) -> list[tuple[Site, Bank]]:
@@ -62,8 +75,6 @@ def _sites(model: nn.Module, change: Change) -> list[tuple[Site, Bank]]:
 
 def _apply(bank: Bank, site: Site, change: Change, branch: Pair, seed: int) -> None:
     if change.op == "append":
-        if change.rank < 1:
-            raise UsageError(f"rank = {change.rank}: a block needs at least one rank")
         bank.append(change.label, branch.start(site, change.rank, generator(seed, "init", change.label, site.name)))
     elif change.op == "freeze":
         bank.freeze()
@@ -71,4 +82,3 @@ def _apply(bank: Bank, site: Site, change: Change, branch: Pair, seed: int) -> N
         bank.select(torch.tensor(change.index, dtype=torch.long))
     else:
         bank.drop(change.label)
-

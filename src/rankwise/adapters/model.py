@@ -1,7 +1,8 @@
-"""An adapted model: base modules that call their branch, in place; switch off, fold into the weights, take off again."""
+"""An adapted model: modules that call their base and their branch, in place; switch off, fold in, take off again."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,17 @@ from rankwise.adapters.bank import Bank
 from rankwise.adapters.context import Context
 from rankwise.adapters.pair import Pair
 from rankwise.adapters.sites import ALGEBRAS, Site
-from rankwise.errors import ConflictError, RankwiseError, UsageError
+from rankwise.errors import ConflictError, RankwiseError, UsageError, nearest
+
+
+class Debt:
+    """A backward that is owed for a forward; the forward's graph holds it, so it dies with a graph that is dropped."""
+
+    settled = False
+
+    def settle(self, gradient: Tensor) -> None:
+        """Note that the backward has begun (a hook on the output of every site of the forward)."""
+        self.settled = True
 
 
 @dataclass
@@ -25,14 +36,31 @@ class Adapter:
     record: dict[str, Any] = field(default_factory=dict)
     """What made it, as JSON values: method, rank, seed; saved with the tensors."""
     context: Context = field(default_factory=Context)
-    waiting: bool = False
-    """True while a forward that carries gradient has not met its backward."""
+    debt: weakref.ref[Debt] | None = None
+    """What the newest forward that carries gradient owes."""
     strict: bool = False
     """True inside a step: changing the context while `waiting` is an error there."""
 
+    @property
+    def waiting(self) -> bool:
+        """True while a forward that carries gradient has not met its backward."""
+        debt = self.debt() if self.debt is not None else None
+        return debt is not None and not debt.settled
+
+    def owe(self) -> Debt:
+        """Return the debt of the forward under way."""
+        debt = self.debt() if self.debt is not None else None
+        if debt is None or debt.settled:
+            debt = Debt()
+            self.debt = weakref.ref(debt)
+        return debt
+
 
 class Adapted(nn.Module):
-    """A base module and the sites on its output; it calls the base and never reads its weight."""
+    """A base module and the sites on its output; it calls the base and never reads its weight.
+
+    What other code asks of the module it replaces (its `weight`, for the dtype; its sizes) is answered by the base.
+    """
 
     def __init__(self, base: nn.Module, sites: Sequence[Site], adapter: Adapter) -> None:
         """Put `sites` (all on `base`) around `base`, with empty banks."""
@@ -41,6 +69,16 @@ class Adapted(nn.Module):
         self.sites = tuple(sites)
         self.banks = nn.ModuleList(Bank(adapter.branch.specs(), "rank") for _ in sites)
         self._adapter = [adapter]  # in a list, so that a copy of the module shares it with its siblings only
+        self.register_forward_hook(_call_me)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the base has)
+        """Answer for the base where this module has no such attribute itself."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in ("base", "_adapter"):
+                raise
+        return getattr(self.base, name)
 
     @property
     def adapter(self) -> Adapter:
@@ -53,8 +91,7 @@ class Adapted(nn.Module):
         deltas = [self._delta(i, x, y) for i in range(len(self.sites))]
         if all(delta is None for delta in deltas):
             return y
-        y = y + self._assemble(deltas, y).to(y.dtype)
-        return self._watch(y)
+        return self._watch((y + self._assemble(deltas, y)).to(y.dtype))
 
     def _delta(self, i: int, x: Tensor, y: Tensor) -> Tensor | None:
         context = self.adapter.context
@@ -77,12 +114,14 @@ class Adapted(nn.Module):
         return torch.cat([*pieces, whole[..., start:].to(like.dtype)], -1)
 
     def _watch(self, y: Tensor) -> Tensor:
-        """Note that a backward is owed; the first site's gradient comes last and settles it."""
-        adapter = self.adapter
-        if y.requires_grad and torch.is_grad_enabled() and not adapter.waiting:
-            adapter.waiting = True
-            y.register_hook(lambda _: setattr(adapter, "waiting", False))
+        """Note that a backward is owed; the first gradient to arrive at any site settles it."""
+        if y.requires_grad and torch.is_grad_enabled():
+            y.register_hook(self.adapter.owe().settle)
         return y
+
+
+def _call_me(module: nn.Module, inputs: Any, output: Tensor) -> None:  # noqa: ANN401 (torch's hook)
+    """Do nothing: torch's fused transformer layers read weights past modules that carry no hook."""
 
 
 def adapted_modules(model: nn.Module) -> dict[str, Adapted]:
@@ -113,51 +152,65 @@ def banks_of(model: nn.Module) -> dict[str, tuple[Site, Bank]]:
     return found
 
 
+def place(model: nn.Module) -> None:
+    """Move each bank to the device of its base."""
+    for module in adapted_modules(model).values():
+        for tensor in (*module.base.parameters(), *module.base.buffers()):
+            module.banks.to(tensor.device)
+
+
 def attach(model: nn.Module, sites: Sequence[Site], branch: Pair, record: Mapping[str, Any]) -> Adapter:
     """Put `branch` at `sites` of `model`, in place, with no blocks yet; the base's parameters stop learning.
 
     Raises:
         ConflictError: the model is adapted already.
+        UsageError: the model itself is the layer to adapt.
 
     """
-    if is_adapted(model):
-        raise ConflictError("this model carries an adapter already; rankwise.merge(model) it or load a fresh base")
+    refuse_adapted(model)
+    if any(not site.path for site in sites):
+        raise UsageError("the model itself is a single layer; wrap it, as in torch.nn.Sequential(layer), to adapt it")
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     adapter = Adapter(branch, dict(record))
     by_path: dict[str, list[Site]] = {}
     for site in sites:
         by_path.setdefault(site.path, []).append(site)
-    for path, group in by_path.items():
-        _replace(model, path, Adapted(model.get_submodule(path), group, adapter))
+    bases = {path: model.get_submodule(path) for path in by_path}
+    _swap(model, {bases[path]: Adapted(bases[path], group, adapter) for path, group in by_path.items()})
     return adapter
+
+
+def refuse_adapted(model: nn.Module) -> None:
+    """Raise ConflictError if `model` carries an adapter: there is room for one."""
+    if is_adapted(model):
+        raise ConflictError("this model carries an adapter already; rankwise.merge(model) it or load a fresh base")
 
 
 def detach(model: nn.Module) -> nn.Module:
     """Take the adapter off, in place: the modules of the base stand where they stood."""
-    for path, module in adapted_modules(model).items():
-        _replace(model, path, module.base)
+    _swap(model, {module: module.base for module in adapted_modules(model).values()})
     return model
 
 
 @contextmanager
 def bare(model: nn.Module) -> Iterator[nn.Module]:
     """Take the adapter off until the block ends: names and tensors of `model` are those of its base."""
-    modules = adapted_modules(model)
+    modules = list(adapted_modules(model).values())
     detach(model)
     try:
         yield model
     finally:
-        for path, module in modules.items():
-            _replace(model, path, module)
+        _swap(model, {module.base: module for module in modules})
 
 
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    if not path:
-        raise UsageError("the model itself is a single layer; wrap it, as in torch.nn.Sequential(layer), to adapt it")
-    parent, _, name = path.rpartition(".")
-    module.train(model.get_submodule(path).training)
-    setattr(model.get_submodule(parent), name, module)
+def _swap(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put modules in the place of others, wherever they stand: a module may be shared by several parents."""
+    for path, old in list(model.named_modules(remove_duplicate=False)):
+        if old in new:
+            parent, _, name = path.rpartition(".")
+            new[old].train(old.training)
+            setattr(model.get_submodule(parent), name, new[old])
 
 
 @contextmanager
@@ -165,73 +218,83 @@ def using(model: nn.Module, **changes: Any) -> Iterator[Context]:  # noqa: ANN40
     """Let every site of `model` read a context with `changes` until the block ends.
 
     A context must not change between a forward and its backward (activation checkpointing runs the forward again,
-    and would take the new one): inside a training step that is an error.
+    and would take the new one): in strict mode, on entry as on leaving, that is an error.
     """
     if not is_adapted(model):
         yield replace(Context(), **changes)
         return
     adapter = adapter_of(model)
-    if adapter.waiting and adapter.strict:
-        raise RankwiseError("a forward still waits for its backward; finish it before another forward's context")
-    before = adapter.context
-    adapter.context = replace(before, **changes)
+    before, after = adapter.context, replace(adapter.context, **changes)
+    _refuse_waiting(adapter, before, after)
+    adapter.context = after
     try:
-        yield adapter.context
+        yield after
+        _refuse_waiting(adapter, after, before)
     finally:
         adapter.context = before
 
 
-def fold(model: nn.Module, labels: Sequence[str] | None = None) -> None:
-    """Add the named blocks (None: all) into the base's weights, in place, and drop them.
-
-    Raises:
-        UsageError: the update depends on the input, or a weight cannot take it (quantised, or tied to another module).
-
-    """
-    branch = adapter_of(model).branch
-    modules = adapted_modules(model)
-    _refuse_tied(model, modules)
-    for module in modules.values():
-        for site, bank in zip(module.sites, module.banks, strict=True):
-            assert isinstance(bank, Bank)
-            _fold_site(module.base, site, bank, branch, bank.labels if labels is None else labels)
+def _refuse_waiting(adapter: Adapter, now: Context, then: Context) -> None:
+    same = now.blocks == then.blocks and now.tokens is then.tokens and now.sink is then.sink and now.draws is then.draws
+    if adapter.strict and adapter.waiting and not same:
+        raise RankwiseError("a forward still waits for its backward; finish it before the context changes")
 
 
 @torch.no_grad()
-def _fold_site(base: nn.Module, site: Site, bank: Bank, branch: Pair, labels: Sequence[str]) -> None:
-    blocks = bank.view(labels)
-    if not blocks.sizes:
-        return
-    update = branch.dense(blocks)
-    if update is None:
-        raise UsageError(
-            f"{type(branch.gate).__name__}: the gate depends on the input, so there is no matrix to merge into "
-            f"{site.name!r}; keep the adapter beside the base (rankwise.save)"
-        )
-    _add_rows(base, site, ALGEBRAS[site.kind].add(update, _weight(base, site)))
-    for label in blocks.labels:
-        bank.drop(label)
+def fold(model: nn.Module, labels: Sequence[str] | None = None, *, site: str | None = None) -> None:
+    """Add the named blocks (None: all) into the base's weights, in place, and drop them; at one site, if named.
+
+    Raises:
+        UsageError: no such block, the update depends on the input, or a weight cannot take it (quantised, or tied to
+            another module); nothing is changed then.
+
+    """
+    branch = adapter_of(model).branch
+    chosen = [(model_site, bank) for name, (model_site, bank) in banks_of(model).items() if site in (None, name)]
+    _refuse_unknown(labels, [bank for _, bank in chosen])
+    acting = [(place, bank, bank.view(labels)) for place, bank in chosen]
+    bases = {path: module.base for path, module in adapted_modules(model).items()}
+    todo = [(bases[place.path], place, bank, blocks) for place, bank, blocks in acting if blocks.sizes]
+    for base, place, _, blocks in todo:
+        branch.plain(blocks, place)
+        _weight(base, place)
+    _refuse_tied(model, [base for base, *_ in todo])
+    for base, place, bank, blocks in todo:
+        _add_rows(base, place, branch.dense(blocks, place))
+        for label in blocks.labels:
+            bank.drop(label)
+
+
+def _refuse_unknown(labels: Sequence[str] | None, banks: Sequence[Bank]) -> None:
+    known = {label for bank in banks for label in bank.labels}
+    for label in labels or ():
+        if label not in known:
+            raise UsageError(f"no block {label!r} to fold; {nearest(label, known)}")
 
 
 def _add_rows(base: nn.Module, site: Site, update: Tensor) -> None:
     weight = _weight(base, site)
     rows = slice(None) if site.rows is None else slice(*site.rows)
     part = weight[:, rows] if site.kind == "transposed" else weight[rows]
-    part.copy_((part.float() + update.to(weight.device)).to(weight.dtype))
+    exact = torch.promote_types(part.dtype, update.dtype)
+    part.copy_(part.to(exact) + ALGEBRAS[site.kind].add(update, weight).to(part.device, exact))
 
 
 def _weight(base: nn.Module, site: Site) -> Tensor:
-    weight = base.get_parameter("weight")
-    if not weight.is_floating_point():
-        raise UsageError(f"{site.name!r}: the base weight is {weight.dtype}; load the base unquantised to merge into it")
+    weight = dict(base.named_parameters(recurse=False)).get("weight")
+    if weight is None or not weight.is_floating_point():
+        what = "no parameter" if weight is None else weight.dtype
+        raise UsageError(f"{site.name!r}: the base weight is {what}; load the base unquantised to merge into it")
     return weight
 
 
-def _refuse_tied(model: nn.Module, modules: Mapping[str, Adapted]) -> None:
-    owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
-    for path, module in modules.items():
-        names = owners[id(module.base.get_parameter("weight"))]
+def _refuse_tied(model: nn.Module, bases: Sequence[nn.Module]) -> None:
+    owners: dict[nn.Parameter, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(parameter, []).append(module)
+    paths = {module: path for path, module in model.named_modules()}
+    for base in bases:
+        names = [paths[owner].removesuffix(".base") for owner in owners[base.get_parameter("weight")]]
         if len(names) > 1:
-            raise UsageError(f"{path!r}: its weight is shared by {', '.join(names)}; merging would change them all")
+            raise UsageError(f"{names[0]!r}: its weight is shared by {', '.join(names)}; merging would change them all")

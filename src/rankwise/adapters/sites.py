@@ -195,9 +195,7 @@ def _in_layers(site: Site, layers: Sequence[int] | None) -> bool:
 
 
 def _matches(name: str, site: Site) -> bool:
-    return any(
-        path == name or path.endswith(f".{name}") or fnmatchcase(path, name) for path in (site.path, site.name)
-    )
+    return any(path == name or path.endswith(f".{name}") or fnmatchcase(path, name) for path in (site.path, site.name))
 
 
 def _any_match(names: Iterable[str], site: Site) -> bool:

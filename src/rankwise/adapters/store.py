@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from rankwise.adapters.model import adapter_of, attach, banks_of
+from rankwise.adapters.bank import Bank
+from rankwise.adapters.model import adapter_of, attach, banks_of, detach, place
 from rankwise.adapters.pair import Pair
 from rankwise.adapters.sites import Site, all_sites
-from rankwise.errors import StorageError
+from rankwise.errors import StorageError, UsageError
 from rankwise.files import Content, load_json
 from rankwise.storage import read_folder
 from rankwise.tensors import load_tensors, tensor_writer
 
 KIND = "adapter"
 FORMAT = 1
+FIELDS = {"method": str, "branch": dict, "base": dict, "sites": list}
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,11 @@ def read(path: Path) -> Saved:
         raise StorageError(f"{path}: holds no adapter (this run trained the base or the head only)")
     record = load_json(found["adapter.json"])
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise StorageError(f"{path}/adapter.json: format {record.get('format')!r}, this version reads {FORMAT}")
+        found_format = record.get("format") if isinstance(record, dict) else None
+        raise StorageError(f"{path}/adapter.json: format {found_format!r}, this version reads {FORMAT}")
+    for key, kind in FIELDS.items():
+        if not isinstance(record.get(key), kind):
+            raise StorageError(f"{path}/adapter.json: {key!r} is missing or no {kind.__name__}; save the adapter again")
     return Saved(path, record, load_tensors(found["adapter.safetensors"]))
 
 
@@ -67,24 +73,42 @@ def install(model: nn.Module, branch: Pair, saved: Saved) -> None:
     """Put a saved adapter on `model`, in place.
 
     Raises:
-        StorageError: a site of the file does not exist in `model` or has another shape there.
+        StorageError: a site of the file does not exist in `model` or has another shape there, or its tensors and blocks
+            disagree; the model is as it was then.
 
     """
-    known = {site.name: site for site in all_sites(model)}
+    known = {site.name: site for site in (*all_sites(model, cut=False), *all_sites(model))}
     entries = {str(entry["name"]): entry for entry in saved.record["sites"]}
-    for name, entry in entries.items():
-        _check_site(saved.path, name, entry, known)
+    sites = [_site(saved.path, name, entry, known) for name, entry in entries.items()]
     record = {key: saved.record[key] for key in saved.record if key not in ("format", "branch", "sites", "base")}
-    attach(model, [known[name] for name in entries], branch, record)
-    for name, (_, bank) in banks_of(model).items():
-        prefix = f"{name}/"
-        tensors = {path[len(prefix) :]: t for path, t in saved.tensors.items() if path.startswith(prefix)}
-        bank.restore(tensors, entries[name]["blocks"])
+    attach(model, sites, branch, record)
+    try:
+        for name, (site, bank) in banks_of(model).items():
+            prefix = f"{name}/"
+            tensors = {path[len(prefix) :]: t for path, t in saved.tensors.items() if path.startswith(prefix)}
+            _check_shapes(site, bank, tensors)
+            bank.restore(tensors, entries[name]["blocks"])
+    except UsageError as error:
+        detach(model)
+        raise StorageError(f"{saved.path}: {error}") from error
+    place(model)
 
 
-def _check_site(path: Path, name: str, entry: Mapping[str, Any], known: Mapping[str, Site]) -> None:
+def _site(path: Path, name: str, entry: Mapping[str, Any], known: Mapping[str, Site]) -> Site:
     if name not in known:
         raise StorageError(f"{path}: adapts {name!r}, which this model does not have; load the base it was trained on")
-    shapes = [(entry[key], getattr(known[name], key)) for key in ("n_in", "n_out", "kind")]
-    if any(saved != here for saved, here in shapes):
-        raise StorageError(f"{path}: {name!r} is {[s for s, _ in shapes]} in the file and {[h for _, h in shapes]} in this model")
+    site = known[name]
+    here, there = [site.kind, site.n_in, site.n_out], [entry["kind"], entry["n_in"], entry["n_out"]]
+    if here != there:
+        raise StorageError(f"{path}: {name!r} is {there} in the file and {here} in this model")
+    return replace(site, scale=float(entry["scale"]))
+
+
+def _check_shapes(site: Site, bank: Bank, tensors: Mapping[str, Tensor]) -> None:
+    widths = {"in": site.n_in, "out": site.n_out}
+    for name, tensor in tensors.items():
+        spec = bank.specs.get(name.partition(".")[2])
+        if spec is None or tensor.ndim != len(spec.axes):
+            raise UsageError(f"{site.name}/{name}: not a tensor of this adapter")
+        if any(size != widths.get(axis, size) for axis, size in zip(spec.axes, tensor.shape, strict=True)):
+            raise UsageError(f"{site.name}/{name}: shape {tuple(tensor.shape)} does not fit the site's {widths}")

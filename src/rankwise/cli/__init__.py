@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, UnknownCommandError, UnusedCliTokensError
 
 from rankwise import __version__
 from rankwise.cli.demo import demo
@@ -19,7 +19,7 @@ from rankwise.cli.resume import resume
 from rankwise.cli.run import run
 from rankwise.cli.schema import schema
 from rankwise.cli.show import show
-from rankwise.errors import RankwiseError
+from rankwise.errors import RankwiseError, nearest
 
 FAILED, MISUSED, STOPPED = 1, 2, 130
 
@@ -33,7 +33,7 @@ for number, command in enumerate((demo, run, resume, methods, show, schema)):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line (default: this process's own) and return its exit code; errors go to stderr, one line each."""
+    """Run the command line (default: this process's own) and return its exit code; an error is a line on stderr."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_none")
@@ -63,7 +63,10 @@ def complain(message: str, code: int) -> int:
 def misuse(error: CycloptsError) -> str:
     """Return what was wrong with the words of the command line, in one line, with the remedy."""
     chain = " ".join(("rankwise", *(error.command_chain or ())))
+    tokens = error.unused_tokens or []
+    if isinstance(error, UnknownCommandError) and tokens and tokens[0].startswith("-"):
+        return f"Unknown option: {tokens[0]}; {nearest(tokens[0], ('--help', '--version'))}"
     if isinstance(error, UnusedCliTokensError):
-        return f"{chain}: unexpected {' '.join(map(repr, error.unused_tokens or ()))}; see `{chain} --help`"
+        return f"{chain}: unexpected {' '.join(map(repr, tokens))}; see `{chain} --help`"
     text = " ".join(str(error).split())
     return text if "Did you mean" in text else f"{text.rstrip('.')}; see `{chain} --help`"

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from rankwise.errors import UsageError, nearest
 
-Json = Annotated[bool, Parameter(negative=(), help="Print JSON on stdout, for programs.")]
+Json = Annotated[bool, Parameter(negative=(), show_default=False, help="Print JSON on stdout, for programs.")]
 
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:

@@ -14,7 +14,7 @@ def demo(
     *,
     out: Path | None = None,
     seed: int = 0,
-    fast: Annotated[bool, Parameter(negative=())] = False,
+    fast: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     json: Json = False,
 ) -> None:
     """Learn a real stream with plain sequential LoRA and with MoRA, beside a frozen base and joint training.

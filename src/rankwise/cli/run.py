@@ -14,13 +14,13 @@ def run(
     config: Path,
     /,
     *,
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=())] = (),
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), show_default=False)] = (),
     out: Path | None = None,
     json: Json = False,
 ) -> None:
     """Learn the stream that a config describes, and print the accuracy matrix.
 
-    Example: rankwise run mora.toml --set train.lr=0.003 --set adapter.rank=4 --out runs/rank4
+    Example: rankwise run mora.toml --set adapter.rank=4 --out runs/rank4
 
     Args:
         config: A TOML file; `rankwise show METHOD > mora.toml` writes a complete one.

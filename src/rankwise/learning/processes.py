@@ -31,6 +31,7 @@ class Processes:
     def start(cls, settings: TrainSettings) -> Processes:
         """Join the peers that a launcher started, if any, and take the device that `settings` asks for."""
         state = PartialState(cpu=settings.device == "cpu")
+        assert state.device is not None
         device = state.device if settings.device == "auto" else torch.device(settings.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise UsageError(f'train.device = "{settings.device}": torch sees no GPU here; use "auto" or "cpu"')

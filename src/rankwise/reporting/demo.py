@@ -91,7 +91,7 @@ def reading(results: Mapping[str, Mapping[str, Any]], seed: int, size: Size) -> 
     sentences = (
         f"Learnt task by task, mora ends at {number(mora[final])} and lora at {number(lora[final])};",
         f"a task loses {number(mora[lost])} with mora and {number(lora[lost])} with lora from when it was just learnt.",
-        f"This is one seed ({seed}), one small base and {size.steps} steps a task: a picture, not a test of significance.",
+        f"This is one seed ({seed}), one small base, {size.steps} steps a task: a picture, not a test of significance.",
         f"Both have the learning rate {size.lr:g}, which flatters the slower of them: just learnt, tasks score",
         f"{number(mora[learnt])} with mora and {number(lora[learnt])} with lora, so the slower one is {slower} here;",
         "a lora with a smaller rate forgets less, because it learns less.",

@@ -231,9 +231,9 @@ def _meaning(setting: Setting) -> Iterator[str]:
 
 
 def comment(text: str, mark: str = "# ", *, wrap: bool = True) -> str:
-    """Return text as lines of comment; paragraphs are filled to WIDTH unless their layout means something.
+    r"""Return text as lines of comment; paragraphs are filled to WIDTH unless their layout means something.
 
-    >>> print(comment("One\\nline.\\n\\nAnother."))
+    >>> print(comment("One\nline.\n\nAnother."))
     # One line.
     # Another.
     """

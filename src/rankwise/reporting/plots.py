@@ -55,7 +55,7 @@ def write(chart: altair.LayerChart, path: str | Path) -> None:
         raise UsageError(f"{path}: cannot write a chart as {path.suffix!r}; {nearest(path.suffix, SUFFIXES)}")
     _altair()
     path.parent.mkdir(parents=True, exist_ok=True)
-    chart.save(str(path), format=path.suffix[1:], **({"scale_factor": PNG_SCALE} if path.suffix == ".png" else {}))
+    chart.save(str(path), scale_factor=PNG_SCALE if path.suffix == ".png" else 1.0)
 
 
 def _altair() -> Any:  # noqa: ANN401 (a module)
@@ -97,7 +97,13 @@ def _title(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _styled(chart: altair.LayerChart) -> altair.LayerChart:
-    labels = {"labelFont": FONT, "titleFont": FONT, "labelColor": INK, "titleColor": MUTED, "titleFontWeight": "normal"}
+    labels: dict[str, Any] = {
+        "labelFont": FONT,
+        "titleFont": FONT,
+        "labelColor": INK,
+        "titleColor": MUTED,
+        "titleFontWeight": "normal",
+    }
     return (
         chart.configure_view(stroke=None)
         .configure(background=PAPER, padding=18, font=FONT)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from rich import progress as bars
 from rich.console import Console
@@ -56,7 +56,7 @@ class Bar(Watch):
         self.display.console.print(text, markup=False, highlight=False)
 
     def task(self, index: int, count: int, name: str, steps: int, done: int) -> None:
-        """Begin a new bar: a bar of its own for each task keeps the estimate of time free of the evaluations between."""
+        """Begin a new bar, so that the estimate of time is free of the evaluations between tasks."""
         self._end()
         title = f"task {index + 1}/{count}  {name}"
         self.line = self.display.add_task(title, total=steps, completed=done, loss="")
@@ -79,7 +79,7 @@ class Bar(Watch):
 class Lines(Watch):
     """A line at each task's start, one for about every tenth of its steps or ten seconds, one for the scores."""
 
-    def __init__(self, file: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, file: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
         self.file, self.clock = file, clock
         self.steps = self.first = self.told = 0
         self.began = self.spoke = clock()

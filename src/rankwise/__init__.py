@@ -20,7 +20,7 @@ _HOMES = {name: "rankwise.api" for name in ("Run", "adapt", "export", "load", "m
 __all__ = ["Run", "__version__", "adapt", "export", "learning", "load", "merge", "methods", "resume", "run", "save"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 (whatever the name stands for)
+def __getattr__(name: str) -> Any:
     """Load a public name on first use."""
     if name == "learning":
         return importlib.import_module("rankwise.learning")

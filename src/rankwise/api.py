@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from rankwise import papers
-from rankwise.adapters import Change, Gate, attach, bare, detach, fold, grow, pick_sites, store
+from rankwise.adapters import Change, Gate, attach, bare, detach, fold, grow, pick_sites, refuse_adapted, store
 from rankwise.config import AdapterSettings, Config, merged, parse, parse_record, read_config
 from rankwise.errors import StorageError, UsageError, nearest
 from rankwise.learning.learner import Learner
@@ -58,7 +58,7 @@ def adapt(
     seed: int = 0,
     data: object = None,
     gate: Mapping[str, Any] | None = None,
-    **settings: Any,  # noqa: ANN401 (fields of the adapter section)
+    **settings: Any,
 ) -> nn.Module:
     """Put the adapter of `method` on any torch module, in place; the base stops learning, the new block learns.
 
@@ -73,7 +73,7 @@ def adapt(
         settings: other fields of [adapter]: layers, exclude, scale, dropout, init.
 
     Raises:
-        UsageError: an unknown method, setting or site, or a method without an adapter.
+        UsageError: an unknown method, setting or site, or a method without an adapter; `base` is as it was then.
 
     >>> model = adapt(nn.Sequential(nn.Linear(4, 3)), "lora", rank=2)
     >>> [tuple(p.shape) for p in model.parameters() if p.requires_grad]
@@ -84,9 +84,12 @@ def adapt(
         raise UsageError(f"method {method!r} has no adapter to put on a model; it needs rankwise.run")
     if data is not None:
         raise UsageError(f"method {method!r} does not start from data; leave data out")
+    refuse_adapted(base)
     names = [sites] if isinstance(sites, str) and sites != "all-linear" else sites
     values = {**settings, "rank": rank, "sites": names, "gate": dict(gate or {})}
     adapter = parse(AdapterSettings, values, "adapt")
+    if adapter.growth is not None:
+        raise UsageError("growth belongs to a run, where tasks follow each other; leave it out of adapt")
     places = pick_sites(base, adapter.sites, layers=adapter.layers, exclude=adapter.exclude)
     attach(base, places, chosen.branch(adapter, gate_of(chosen, adapter)), {"method": method, "seed": seed})
     grow(base, [Change("append", FIRST_BLOCK, rank)], seed)
@@ -103,9 +106,12 @@ def load(base: nn.Module, path: str | Path) -> nn.Module:
 
     Raises:
         StorageError: the folder is damaged, or was learnt on other weights than `base` has.
+        DataError: a PEFT checkpoint uses what is not read, or fits another model.
+        ConflictError: `base` carries an adapter already.
 
     """
     path = Path(path)
+    refuse_adapted(base)
     if is_peft(path):
         return from_peft(base, path)
     saved = store.read(path)
@@ -122,7 +128,7 @@ def merge(model: nn.Module, *, blocks: Sequence[str] | None = None) -> nn.Module
     """Fold the adapter (only `blocks` of it, if named) into the base's weights, in place; return the plain module.
 
     Raises:
-        UsageError: the method's update depends on the input, or a weight cannot take it.
+        UsageError: no such block, the method's update depends on the input, or a weight cannot take it.
 
     """
     fold(model, blocks)

@@ -70,7 +70,14 @@ class Small:
             "method": method,
             "model": {"name": str(self.base)},
             "stream": {"name": "digits", "classes_per_task": 5, "train_limit": 15, "test_limit": 20},
-            "train": {"steps": 3, "batch_size": 4, "device": "cpu", "threads": 1, "snapshot_seconds": 0, "log_every": 1},
+            "train": {
+                "steps": 3,
+                "batch_size": 4,
+                "device": "cpu",
+                "threads": 1,
+                "snapshot_seconds": 0,
+                "log_every": 1,
+            },
         }
         return merged(small, tables)
 

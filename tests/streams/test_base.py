@@ -100,7 +100,7 @@ def test_a_right_task_lists_its_splits():
         ([task(index=1)], {}, "index 1 but stands at 0"),
         ([task()], {"names": ("x",)}, r"labels \[1\] are out of range 0..0"),
         ([task()], {"names": ("x", "x")}, "class name 'x' is used 2 times"),
-        ([task()], {"candidates": "all"}, "must be 'seen' or 'task'"),
+        ([task()], {"candidates": "own"}, "must be 'seen', 'task' or 'all'"),
     ],
 )
 def test_a_wrong_stream_is_refused(tasks, changes, said):

@@ -259,7 +259,7 @@ def test_cross_domain_offsets_and_names():
         for split in task.splits().values():
             assert split.labels.min() >= low and split.labels.max() < high
     assert stream.class_names == ("a", "b", "x/c", "y/c", "z", "m", "n", "o") and starts[-1] == 8
-    assert stream.candidates == "seen" and stream.kind == "cross-domain"
+    assert stream.candidates == "all" and stream.kind == "cross-domain"
     within = cross_domain(sets, seed=1, candidates="task")
     assert within.candidates == "task" and within.kind == "task-incremental"
 

@@ -3,7 +3,19 @@
 from rankwise.adapters.bank import Bank, Block, Blocks, Spec
 from rankwise.adapters.context import Context, Sink
 from rankwise.adapters.growth import Change, grow
-from rankwise.adapters.model import Adapter, adapter_of, attach, banks_of, bare, detach, fold, is_adapted, using
+from rankwise.adapters.model import (
+    Adapter,
+    adapter_of,
+    attach,
+    banks_of,
+    bare,
+    detach,
+    fold,
+    is_adapted,
+    place,
+    refuse_adapted,
+    using,
+)
 from rankwise.adapters.pair import Gate, Identity, Pair
 from rankwise.adapters.sites import Site, pick_sites
 
@@ -29,5 +41,7 @@ __all__ = [
     "grow",
     "is_adapted",
     "pick_sites",
+    "place",
+    "refuse_adapted",
     "using",
 ]

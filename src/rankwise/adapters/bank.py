@@ -105,9 +105,8 @@ class Bank(nn.Module):
         if len(sizes) != 1:
             raise UsageError(f"block {label!r}: tensors disagree on axis {self.axis!r}: {sorted(sizes)}")
         held = self._half(True) or self._half(False)  # a model cast to another dtype keeps it
-        self._set(
-            self._half(False), self._join(self._half(True), {n: t.to(held.get(n, t)) for n, t in tensors.items()})
-        )
+        tensors = {name: tensor.to(held.get(name, tensor)) for name, tensor in tensors.items()}
+        self._set(self._half(False), self._join(self._half(True), tensors))
         self.blocks = (*self.blocks, Block(label, sizes.pop(), True))
 
     def freeze(self) -> None:
@@ -167,7 +166,7 @@ class Bank(nn.Module):
         return tensors, [{"label": b.label, "size": b.size, "live": b.live} for b in self.blocks]
 
     def restore(self, tensors: Mapping[str, Tensor], blocks: Sequence[Mapping[str, object]]) -> None:
-        """Put the bank into a state that `state` returned; raise UsageError, changing nothing, if its parts disagree."""
+        """Put the bank into a state that `state` returned; parts that disagree raise UsageError and change nothing."""
         halves = {
             half: {name: tensors[f"{half}.{name}"] for name in self.specs if f"{half}.{name}" in tensors}
             for half in ("frozen", "live")

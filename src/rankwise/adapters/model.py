@@ -71,7 +71,7 @@ class Adapted(nn.Module):
         self._adapter = [adapter]  # in a list, so that a copy of the module shares it with its siblings only
         self.register_forward_hook(_call_me)
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the base has)
+    def __getattr__(self, name: str) -> Any:
         """Answer for the base where this module has no such attribute itself."""
         try:
             return super().__getattr__(name)
@@ -85,7 +85,12 @@ class Adapted(nn.Module):
         """The record shared by all sites of the model."""
         return self._adapter[0]
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401 (whatever the base takes)
+    def pairs(self) -> list[tuple[Site, Bank]]:
+        """Return each site with its bank."""
+        banks = [bank for bank in self.banks if isinstance(bank, Bank)]
+        return list(zip(self.sites, banks, strict=True))
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return base(x) plus the update of each site on its rows."""
         y = self.base(x, *args, **kwargs)
         deltas = [self._delta(i, x, y) for i in range(len(self.sites))]
@@ -120,7 +125,7 @@ class Adapted(nn.Module):
         return y
 
 
-def _call_me(module: nn.Module, inputs: Any, output: Tensor) -> None:  # noqa: ANN401 (torch's hook)
+def _call_me(module: nn.Module, inputs: Any, output: Tensor) -> None:
     """Do nothing: torch's fused transformer layers read weights past modules that carry no hook."""
 
 
@@ -146,9 +151,7 @@ def banks_of(model: nn.Module) -> dict[str, tuple[Site, Bank]]:
     """Return (site, bank) by site name, in module order."""
     found: dict[str, tuple[Site, Bank]] = {}
     for module in adapted_modules(model).values():
-        for site, bank in zip(module.sites, module.banks, strict=True):
-            assert isinstance(bank, Bank)
-            found[site.name] = (site, bank)
+        found.update({site.name: (site, bank) for site, bank in module.pairs()})
     return found
 
 
@@ -214,7 +217,7 @@ def _swap(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
 
 
 @contextmanager
-def using(model: nn.Module, **changes: Any) -> Iterator[Context]:  # noqa: ANN401 (fields of Context)
+def using(model: nn.Module, **changes: Any) -> Iterator[Context]:
     """Let every site of `model` read a context with `changes` until the block ends.
 
     A context must not change between a forward and its backward (activation checkpointing runs the forward again,
@@ -250,17 +253,17 @@ def fold(model: nn.Module, labels: Sequence[str] | None = None, *, site: str | N
 
     """
     branch = adapter_of(model).branch
-    chosen = [(model_site, bank) for name, (model_site, bank) in banks_of(model).items() if site in (None, name)]
-    _refuse_unknown(labels, [bank for _, bank in chosen])
-    acting = [(place, bank, bank.view(labels)) for place, bank in chosen]
-    bases = {path: module.base for path, module in adapted_modules(model).items()}
-    todo = [(bases[place.path], place, bank, blocks) for place, bank, blocks in acting if blocks.sizes]
-    for base, place, _, blocks in todo:
-        branch.plain(blocks, place)
-        _weight(base, place)
-    _refuse_tied(model, [base for base, *_ in todo])
-    for base, place, bank, blocks in todo:
-        _add_rows(base, place, branch.dense(blocks, place))
+    pairs = [(module.base, *pair) for module in adapted_modules(model).values() for pair in module.pairs()]
+    chosen = [(base, where, bank) for base, where, bank in pairs if site in (None, where.name)]
+    _refuse_unknown(labels, [bank for _, _, bank in chosen])
+    acting = [(base, where, bank, bank.view(labels)) for base, where, bank in chosen]
+    acting = [entry for entry in acting if entry[-1].sizes]
+    for base, where, _, blocks in acting:
+        branch.plain(blocks, where)
+        _weight(base, where)
+    _refuse_tied(model, [base for base, *_ in acting])
+    for base, where, bank, blocks in acting:
+        _add_rows(base, where, branch.dense(blocks, where))
         for label in blocks.labels:
             bank.drop(label)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -102,8 +102,8 @@ class Pair:
         """
         if not self.gate.linear:
             raise UsageError(
-                f"{type(self.gate).__name__}: this gate depends on the input, so no matrix equals the update and it can "
-                "neither be merged nor be written as a LoRA; keep it beside the base (rankwise.save)"
+                f"{type(self.gate).__name__}: this gate depends on the input, so no matrix equals the update and it "
+                "can neither be merged nor be written as a LoRA; keep it beside the base (rankwise.save)"
             )
         a = blocks["A"].detach()
         a = self.gate(a.T, a.T, blocks, Context(), site, False).detach().T
@@ -117,7 +117,7 @@ class Pair:
 
     def record(self) -> dict[str, Any]:
         """Return the settings as JSON values; a method builds an equal branch from them."""
-        gate = asdict(self.gate) if not isinstance(self.gate, Identity) else {}
+        gate = dict(vars(self.gate)) if not isinstance(self.gate, Identity) else {}
         return {"scale": self.scale, "dropout": self.dropout, "init": self.init, "gate": gate}
 
     def _prepare(self, x: Tensor, blocks: Blocks, training: bool) -> Tensor:

@@ -105,9 +105,9 @@ HEADS = ("lm_head", "classifier", "score", "embed_out", "qa_outputs", "vocab_pro
 def shape_of(module: nn.Module) -> tuple[str, int, int] | None:
     """Return (kind, n_in, n_out) of the site `module` can be, or None.
 
-    The sizes are those it was made with, as a quantised weight has another shape. Left out: modules whose weight is used
-    without calling them (the output projection of torch's attention), or whose output is no plain product (embeddings
-    that are scaled or renormalised, grouped convolutions).
+    The sizes are those it was made with, as a quantised weight has another shape. Left out: modules whose weight is
+    used without calling them (the output projection of torch's attention), or whose output is no plain product
+    (embeddings that are scaled or renormalised, grouped convolutions).
     """
     if isinstance(module, nn.Linear):
         called = not isinstance(module, NonDynamicallyQuantizableLinear)

@@ -92,7 +92,7 @@ def _override(text: str) -> dict[str, Any]:
     return parsed
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 (any TOML value)
+def _plain(value: Any) -> Any:
     """Turn mappings and sequences into dicts and lists, which is what strict checking takes."""
     if isinstance(value, BaseModel):
         return value.model_dump()
@@ -139,7 +139,7 @@ def _fields(kind: type[BaseModel], table: Sequence[str | int]) -> list[str]:
     return list(kind.model_fields)
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401 (any type expression)
+def _section(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _section(part))), None)

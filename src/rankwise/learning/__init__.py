@@ -23,7 +23,7 @@ class _Callable(ModuleType):
     """A module that is also the verb of the same name."""
 
     def __call__(
-        self, model: nn.Module, *strategies: str, optimizer: torch.optim.Optimizer, **settings: Any  # noqa: ANN401
+        self, model: nn.Module, *strategies: str, optimizer: torch.optim.Optimizer, **settings: Any
     ) -> AbstractContextManager[Hooks]:
         """Hook strategies into a training loop of your own; see `rankwise.learning.foreign.learning`."""
         from rankwise.learning.foreign import learning

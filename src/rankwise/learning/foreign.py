@@ -47,12 +47,12 @@ class Hooks:
         """Refuse: the data belong to the foreign loop."""
         raise UsageError("a foreign loop holds its own data; use rankwise.run for strategies that bring batches")
 
-    def before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ANN401 (torch's hook)
+    def before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Let strategies change gradients; the loop's own clipping, if any, was before."""
         for strategy in self.strategies:
             strategy.shape(self, self.step)
 
-    def after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ANN401 (torch's hook)
+    def after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Let strategies put values right and look at the result."""
         for strategy in self.strategies:
             strategy.settle(self, self.step)

@@ -113,7 +113,7 @@ class Learner:
         return task.classes if self.objective.settings.classes == "task" else self.seen
 
     @torch.no_grad()
-    def features(self, split: Split, blocks: tuple[str, ...] | None, **context: Any) -> Tensor:  # noqa: ANN401
+    def features(self, split: Split, blocks: tuple[str, ...] | None, **context: Any) -> Tensor:
         """Return the features [N, d] of every row, in evaluation mode, computed by all processes together."""
         mine = split.take(torch.tensor(self.processes.share(len(split)), dtype=torch.long))
         rows = [torch.empty(0, self.backbone.dim, device=self.processes.device)]
@@ -124,7 +124,7 @@ class Learner:
             self._go_along(split, blocks, len(rows) - 1)
         return self.processes.gather(torch.cat(rows), len(split))
 
-    def _features(self, batch: Batch, blocks: tuple[str, ...] | None, **context: Any) -> Tensor:  # noqa: ANN401
+    def _features(self, batch: Batch, blocks: tuple[str, ...] | None, **context: Any) -> Tensor:
         tokens = batch.inputs.get("attention_mask")
         mask = None if tokens is None else tokens.bool()
         with using(self.backbone.module, blocks=blocks, tokens=mask, **context), self.processes.autocast():

@@ -71,7 +71,7 @@ class Ledger:
                     f"{self.path}: the {what} has changed since this run was started; start a new run, or restore it"
                 )
 
-    def record(self, event: str, **values: Any) -> None:  # noqa: ANN401 (JSON values)
+    def record(self, event: str, **values: Any) -> None:
         """Append one line to the events; all but its `time` is the same however often the run was interrupted."""
         line = {"event": event, **values, "time": datetime.now(UTC).isoformat(timespec="milliseconds")}
         append_line(self.events, json.dumps(line))

@@ -175,7 +175,7 @@ def _task_done(progress: Progress, row: Row) -> Progress:
     )
 
 
-def _record(learner: Learner, ledger: Ledger, event: str, **values: Any) -> None:  # noqa: ANN401 (JSON values)
+def _record(learner: Learner, ledger: Ledger, event: str, **values: Any) -> None:
     if learner.processes.first:
         ledger.record(event, **values)
 

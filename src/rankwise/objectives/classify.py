@@ -37,7 +37,9 @@ class Classify(nn.Module):
         self.settings = settings
         self.head = Head(dim, "linear" if settings.head == "linear" else "cosine", settings.scale, seed)
         self.means = ClassMeans(dim)
-        self.names = names
+        if names is not None:  # every class of the stream has a name, so every class has a row before it is learnt
+            self.head.widen(range(len(names)), names)
+            self.head.learn([])
 
     @property
     def wants_features(self) -> bool:
@@ -82,9 +84,6 @@ class Classify(nn.Module):
         return order[answers.logits(features, classes).argmax(1)]
 
     def _rows(self, classes: Sequence[int], features: Tensor | None, labels: Tensor) -> Tensor | None:
-        if self.settings.head == "names":
-            assert self.names is not None
-            return self.names[list(classes)]
         if not self.wants_features:
             return None
         assert features is not None

@@ -82,33 +82,32 @@ def demo(folder: Path, seed: int = 0, size: Size = FULL, watch: Watch | None = N
     return {"settings": settings, "wall_seconds": seconds, "runs": runs, "reading": reading(results, seed, size)}
 
 
-def reading(results: Mapping[str, Mapping[str, Any]], seed: int, size: Size) -> str:
-    """Say what the figures show and what they do not, every number and every comparison taken from them."""
+def reading(results: Mapping[str, Mapping[str, Any]], seed: int, size: Size) -> list[str]:
+    """Say what the figures show and what they do not; every number and every comparison is taken from them."""
     lora, mora, frozen, joint = (results[label] for label in ("lora", "mora", "frozen", "joint"))
     final, lost, learnt = "final_average", "forgetting_first_minus_last", "learning_accuracy"
     slower = min(COMPARED, key=lambda label: results[label][learnt])
-    gain = mora[final] - frozen[final]
-    sentences = (
-        f"Learnt task by task, mora ends at {number(mora[final])} and lora at {number(lora[final])};",
-        f"a task loses {number(mora[lost])} with mora and {number(lora[lost])} with lora from when it was just learnt.",
-        f"This is one seed ({seed}), one small base, {size.steps} steps a task: a picture, not a test of significance.",
-        f"Both have the learning rate {size.lr:g}, which flatters the slower of them: just learnt, tasks score",
-        f"{number(mora[learnt])} with mora and {number(lora[learnt])} with lora, so the slower one is {slower} here;",
-        "a lora with a smaller rate forgets less, because it learns less.",
-        f"The base as it is, never trained, ends at {number(frozen[final])}: {_against(gain)}",
-        f"All tasks at once (joint) end at {number(joint[final])}: what is left to gain.",
-        "No learning rate was picked here. For a fair comparison give each method its own rate, picked by",
-        "validation_final_average of results.json, and several seeds; each run's config.toml can be run again, as in",
-    )
-    return " ".join(sentences) + "\n  rankwise run <run directory>/config.toml --set train.lr=0.0003 --set seed=1"
+    return [
+        f"Learnt task by task, mora ends at {number(mora[final])}, lora at {number(lora[final])};"
+        f" since it was just learnt, a task has lost {number(mora[lost])} with mora and {number(lora[lost])} with lora.",
+        f"One seed ({seed}), one small base, {size.steps} steps a task: a picture, not a test of significance.",
+        f"Both learn at the rate {size.lr:g}, which flatters the slower of them. Just learnt, tasks score"
+        f" {number(mora[learnt])} with mora and {number(lora[learnt])} with lora: the slower is {slower}."
+        " How much of the difference a smaller rate for lora makes up is not shown here.",
+        f"The base as it is, never trained, ends at {number(frozen[final])}: {_against(mora[final], frozen[final])}"
+        f" All tasks at once (joint) end at {number(joint[final])}: the room that is left.",
+        "To compare in earnest, give each method its own rate, picked by validation_final_average and never by test"
+        " scores, and several seeds. Every run can be run again:"
+        " rankwise run RUN/config.toml --set train.lr=0.0003 --set seed=1",
+    ]
 
 
-def _against(gain: float) -> str:
-    if round(abs(gain), 2) == 0:
-        return "mora ends where it began, having learnt and lost as much."
-    if gain > 0:
-        return f"mora gained {number(gain)} on it."
-    return f"training with mora lost {number(-gain)} against not training at all."
+def _against(mora: float, frozen: float) -> str:
+    """Compare as printed, so that the reader who subtracts finds the same."""
+    gain = round(mora, 2) - round(frozen, 2)
+    if abs(gain) < 0.005:
+        return "mora ends where it began."
+    return f"mora gained {number(gain)} on it." if gain > 0 else f"not training at all beats mora by {number(-gain)}."
 
 
 def show_demo(outcome: Mapping[str, Any], console: Console | None = None) -> None:
@@ -121,5 +120,6 @@ def show_demo(outcome: Mapping[str, Any], console: Console | None = None) -> Non
         console.print()
     show(summary_table(results), console)
     lines = ["", *(f"{label}: {run['path']}" for label, run in outcome["runs"].items())]
-    lines += [f"wall time: {duration(outcome['wall_seconds'])}", "", outcome["reading"]]
+    lines += [f"wall time: {duration(outcome['wall_seconds'])}", "", "How to read this"]
+    lines += [f"- {line}" for line in outcome["reading"]]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=not console.is_terminal)

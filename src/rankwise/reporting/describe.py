@@ -111,9 +111,8 @@ def field_docs(kind: type) -> dict[str, str]:
 
 def _documented(node: ast.stmt) -> Iterator[tuple[str, str]]:
     for field, text in pairwise(node.body if isinstance(node, ast.ClassDef) else ()):
-        named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if named and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            yield field.target.id, inspect.cleandoc(str(text.value.value))
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            yield ast.unparse(field.target), inspect.cleandoc(str(text.value.value))
 
 
 def choices(annotation: Any) -> list[Any]:
@@ -132,7 +131,8 @@ def choices(annotation: Any) -> list[Any]:
 def table_doc(kind: type[Section]) -> str:
     """Return what a table is, without the name of its key."""
     text = " ".join((inspect.getdoc(kind) or "").split())
-    return text.partition("`: ")[2] if text.startswith("`") else text
+    text = text.partition(": ")[2] if text.startswith("`") else text
+    return text[:1].upper() + text[1:]
 
 
 def entries(annotation: Any) -> list[type[Section]]:

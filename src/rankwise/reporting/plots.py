@@ -12,7 +12,7 @@ from rankwise.reporting.tables import number
 if TYPE_CHECKING:
     import altair
 
-CELL = 58
+CELL = 64
 """Pixels a cell is wide; it is two thirds as high."""
 INK, PAPER, MUTED = "#1b2733", "#ffffff", "#66727f"
 FONT = "Helvetica, Arial, sans-serif"
@@ -32,7 +32,9 @@ def matrix_chart(results: Mapping[str, Any]) -> altair.LayerChart:
     cells = list(_cells(results))
     after, tasks = _rows(results), list(results["tasks"])
     base = alt.Chart(alt.Data(values=cells)).encode(
-        x=alt.X("task:N", sort=tasks, scale=alt.Scale(domain=tasks), title="score on").axis(orient="top", labelAngle=0),
+        x=alt.X("task:N", sort=tasks, scale=alt.Scale(domain=tasks), title="score on").axis(
+            orient="top", labelAngle=-35 if _long(tasks) else 0
+        ),
         y=alt.Y("after:N", sort=after, scale=alt.Scale(domain=after), title="after learning"),
     )
     shade = (
@@ -44,7 +46,7 @@ def matrix_chart(results: Mapping[str, Any]) -> altair.LayerChart:
     chart = base.mark_rect(stroke=PAPER, strokeWidth=2, cornerRadius=4).encode(color=shade) + base.mark_text(
         fontSize=13, font=FONT
     ).encode(text="text:N", color=ink)
-    size = {"width": max(CELL * len(tasks), _longest(tasks) * len(tasks)), "height": CELL * 2 // 3 * len(after)}
+    size = {"width": CELL * len(tasks), "height": CELL * 2 // 3 * len(after)}
     return _styled(chart.properties(title=_title(results), **size))
 
 
@@ -58,7 +60,7 @@ def write(chart: altair.LayerChart, path: str | Path) -> None:
     chart.save(str(path), scale_factor=PNG_SCALE if path.suffix == ".png" else 1.0)
 
 
-def _altair() -> Any:  # noqa: ANN401 (a module)
+def _altair() -> Any:
     try:
         import altair
         import vl_convert  # noqa: F401  # pyright: ignore[reportUnusedImport]
@@ -83,8 +85,9 @@ def _zero_shot(results: Mapping[str, Any]) -> bool:
     return any(score is not None for score in results["zero_shot"])
 
 
-def _longest(names: list[str]) -> int:
-    return 7 * max(len(name) for name in names) + 14
+def _long(names: list[str]) -> bool:
+    """Say whether names do not fit side by side over their columns."""
+    return 7 * max(len(name) for name in names) > CELL
 
 
 def _title(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,8 +108,8 @@ def _styled(chart: altair.LayerChart) -> altair.LayerChart:
         "titleFontWeight": "normal",
     }
     return (
-        chart.configure_view(stroke=None)
-        .configure(background=PAPER, padding=18, font=FONT)
+        chart.configure(background=PAPER, padding=18, font=FONT)  # first: it starts the configuration anew
+        .configure_view(strokeWidth=0)
         .configure_axis(
             domain=False, ticks=False, grid=False, labelFontSize=12, titleFontSize=12, labelPadding=8, **labels
         )

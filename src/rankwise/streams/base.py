@@ -18,7 +18,7 @@ from torch import Tensor
 from rankwise.errors import DataError
 
 Modality = Literal["image", "text"]
-Candidates = Literal["seen", "task"]
+Candidates = Literal["seen", "task", "all"]
 
 
 class View(Sequence[Any]):
@@ -161,7 +161,8 @@ class Task:
 class Stream:
     """Tasks in order over one numbering of classes.
 
-    `candidates` says which classes a test row is ranked among: all seen so far, or those of its own task.
+    `candidates` says which classes a test row is ranked among: all seen so far, those of its own task, or all that can be
+    named (class-name rows can name classes of tasks still to come: X-TAIL).
     `record` is plain JSON and enough to build the same stream again: class order, seed, sizes, validation ids, file
     hashes.
     """
@@ -178,8 +179,8 @@ class Stream:
         """Refuse duplicate names, labels out of range, and tasks that cannot be asked (DataError)."""
         if not self.tasks:
             raise DataError(f"stream '{self.name}': no tasks; give at least one")
-        if self.candidates not in ("seen", "task"):
-            raise DataError(f"stream '{self.name}': candidates must be 'seen' or 'task', got '{self.candidates}'")
+        if self.candidates not in ("seen", "task", "all"):
+            raise DataError(f"stream '{self.name}': candidates must be 'seen', 'task' or 'all', got '{self.candidates}'")
         _refuse_repeats(f"stream '{self.name}': task name", [task.name for task in self.tasks])
         _refuse_repeats(f"stream '{self.name}': class name", list(self.class_names))
         for position, task in enumerate(self.tasks):

@@ -159,6 +159,6 @@ def _from_tasks(settings: StreamSettings, seed: int, reader: _Reader) -> Stream:
     order = settings.order or "given"
     if kind == "domain-incremental":
         return domain_incremental(domains, seed=seed, name=settings.name, order=order)
-    candidates = "task" if kind == "task-incremental" else "seen"
+    candidates = "task" if kind == "task-incremental" else "all"
     return cross_domain(domains, seed=seed, name=settings.name, order=order, candidates=candidates)
 

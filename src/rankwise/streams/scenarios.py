@@ -137,11 +137,12 @@ def cross_domain(
     name: str = "stream",
     order: Order = "given",
     sampling: Sampling = EVERY_ROW,
-    candidates: Candidates = "seen",
+    candidates: Candidates = "all",
 ) -> Stream:
     """A data set a task; class ids are offset in task order. A class name that two data sets share becomes `task/name`.
 
-    candidates: `seen` ranks among all data sets seen so far (X-TAIL's setting), `task` within the data set (MTIL's).
+    candidates: `all` ranks among every class that can be named (X-TAIL's setting; without class-name rows: all data sets
+    seen so far), `seen` among the data sets seen so far in any case, `task` within the data set (MTIL's).
     """
     domains = _ordered(list(domains), seed, order, "tasks")
     own = [domain.train.names() for domain in domains]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapters import Bank, Identity, Pair, Site, adapter_of, attach, banks_of
+from rankwise.adapters import Bank, Identity, Pair, Site, adapter_of, attach, banks_of, bare, place
 from rankwise.adapters.sites import all_sites
 from rankwise.errors import DataError, UsageError
 from rankwise.files import load_json, write_file
@@ -37,34 +39,38 @@ def to_peft(model: nn.Module, path: Path, base_name: str) -> None:
 
     """
     branch = adapter_of(model).branch
-    if not branch.gate.linear:
-        raise UsageError(f"{type(branch.gate).__name__}: the update depends on the input; PEFT has no such type. Use rankwise.save")
     by_path: dict[str, list[tuple[Site, Bank]]] = {}
     for site, bank in banks_of(model).values():
-        by_path.setdefault(site.path, []).append((site, bank))
-    factors = {path_: _one_lora(parts) for path_, parts in by_path.items()}
-    kinds = {path_: parts[0][0] for path_, parts in by_path.items()}
+        if bank.size:
+            by_path.setdefault(site.path, []).append((site, bank))
+    loras = {name: _one_lora(branch, parts) for name, parts in by_path.items()}
+    if not loras:
+        raise UsageError(f"{path}: the adapter holds no block, so there is nothing to export")
     tensors: dict[str, Tensor] = {}
-    for name, (a, b) in factors.items():
-        tensors.update(_named(name, a, b, kinds[name]))
+    for name, (a, b, _) in loras.items():
+        tensors.update(_named(name, a, b, by_path[name][0][0]))
+    with bare(model) as base:
+        modules = [name for name, _ in base.named_modules()]
+    transposed = all(parts[0][0].kind == "transposed" for parts in by_path.values())
+    config = _config({name: (len(a), scale) for name, (a, _, scale) in loras.items()}, modules)
+    config |= {"lora_dropout": branch.dropout, "fan_in_fan_out": transposed, "base_model_name_or_path": base_name}
     path.mkdir(parents=True, exist_ok=True)
     write_file(path / WEIGHTS, save_tensors(tensors, {"format": "pt"}))
-    config = _config({name: a.shape[0] for name, (a, _) in factors.items()}, branch, base_name, kinds)
     write_file(path / CONFIG, json.dumps(config, indent=2).encode())
 
 
-def _one_lora(parts: list[tuple[Site, Bank]]) -> tuple[Tensor, Tensor]:
-    """Return (A [r, in], B [out, r]) of all sites on one module."""
-    if len(parts) == 1 and parts[0][0].rows is None:
-        return parts[0][1].tensor("A").detach(), parts[0][1].tensor("B").detach()
+def _one_lora(branch: Pair, parts: list[tuple[Site, Bank]]) -> tuple[Tensor, Tensor, float]:
+    """Return (A [r, in], B [out, r], scale) of all sites on one module."""
+    plain = [(site, *branch.plain(bank.view(), site)) for site, bank in parts]
+    if len(plain) == 1 and plain[0][0].rows is None:
+        return plain[0][1:]
     downs, ups = [], []
-    for site, bank in parts:
-        up = torch.zeros(site.width, bank.size)
-        assert site.rows is not None
-        up[site.rows[0] : site.rows[1]] = bank.tensor("B").detach()
-        downs.append(bank.tensor("A").detach())
+    for site, a, b, _ in plain:
+        up = b.new_zeros(site.width, b.shape[1])
+        up[slice(*(site.rows or (0, site.width)))] = b
+        downs.append(a)
         ups.append(up)
-    return torch.cat(downs), torch.cat(ups, 1)
+    return torch.cat(downs), torch.cat(ups, 1), plain[0][3]
 
 
 def _named(name: str, a: Tensor, b: Tensor, site: Site) -> dict[str, Tensor]:
@@ -75,21 +81,21 @@ def _named(name: str, a: Tensor, b: Tensor, site: Site) -> dict[str, Tensor]:
     return {f"{PREFIX}{name}.lora_A.weight": a, f"{PREFIX}{name}.lora_B.weight": b}
 
 
-def _config(ranks: Mapping[str, int], branch: Pair, base_name: str, kinds: Mapping[str, Site]) -> dict[str, Any]:
-    rank = max(ranks.values())
-    other = {name: r for name, r in ranks.items() if r != rank}
+def _config(loras: Mapping[str, tuple[int, float]], modules: Sequence[str]) -> dict[str, Any]:
+    """Return PEFT's config for module path -> (rank, scale), each module named so that PEFT takes no other for it."""
+    rank = max(r for r, _ in loras.values())
+    alpha = next(scale * r for r, scale in loras.values() if r == rank)
+    ends = [name for name in modules if name not in loras and any(name.endswith(f".{path}") for path in loras)]
+    exact = "|".join(re.escape(name) for name in sorted(loras))
     return {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": base_name,
         "r": rank,
-        "lora_alpha": branch.scale * rank,
-        "lora_dropout": branch.dropout,
-        "rank_pattern": other,
-        "alpha_pattern": {name: branch.scale * r for name, r in other.items()},
-        "target_modules": sorted(ranks),
+        "lora_alpha": alpha,
+        "rank_pattern": {f"^{re.escape(name)}": r for name, (r, _) in loras.items() if r != rank},
+        "alpha_pattern": {f"^{re.escape(name)}": s * r for name, (r, s) in loras.items() if s * r != alpha},
+        "target_modules": exact if ends else sorted(loras),
         "bias": "none",
-        "fan_in_fan_out": all(site.kind == "transposed" for site in kinds.values()),
         "inference_mode": True,
     }
 
@@ -98,59 +104,97 @@ def from_peft(model: nn.Module, path: Path) -> nn.Module:
     """Put a PEFT LoRA checkpoint on `model`, in place; modules are found by the tensor names in the file.
 
     Raises:
-        DataError: the checkpoint uses what is not read yet (named), or fits another model.
+        DataError: the checkpoint uses what is not read yet (named), or fits another model; `model` is as it was then.
 
     """
     config = load_json(path / CONFIG)
     _refuse_unread(config, path)
     loras = _pairs(load_tensors(path / WEIGHTS), path)
-    ranks = {name: len(pair["A"]) for name, pair in loras.items()}
-    scales = {name: _scale(config, rank) for name, rank in ranks.items()}
-    if len(set(scales.values())) > 1:
-        raise DataError(f"{path}: modules differ in alpha / rank ({sorted(set(scales.values()))}); one scale is read so far")
-    sites = {site.path: site for site in all_sites(model) if site.rows is None}
-    if missing := sorted(set(loras) - set(sites)):
-        raise DataError(f"{path}: adapts {missing[0]!r}, which this model does not have as a whole; load the base it was trained on")
-    branch = Pair(Identity(), scales[next(iter(scales))], float(config.get("lora_dropout") or 0.0))
-    attach(model, [sites[name] for name in loras], branch, {"method": "lora", "from": "peft"})
+    scales = {name: _scale(config, name, len(pair["A"]), path) for name, pair in loras.items()}
+    common = next(iter(scales.values())) if len(set(scales.values())) == 1 else 1.0
+    known = {site.path: site for site in all_sites(model, cut=False)}
+    for name, pair in loras.items():
+        _check_fit(path, name, pair, known)
+    sites = [replace(known[name], scale=1.0 if common == scale else scale) for name, scale in scales.items()]
+    branch = Pair(Identity(), common, float(config.get("lora_dropout") or 0.0))
+    attach(model, sites, branch, {"method": "lora", "from": "peft"})
     for name, (_, bank) in banks_of(model).items():
-        bank.append("adapter", {"A": loras[name]["A"].flatten(1), "B": loras[name]["B"].flatten(1)})
+        bank.append("adapter", loras[name])
+    place(model)
     return model
 
 
-UNREAD = (
-    "use_dora",
-    "modules_to_save",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "trainable_token_indices",
-    "lora_bias",
-    "rank_pattern",
-    "alpha_pattern",
-)
-"""Keys of PEFT's config that change the function and are not read yet: refused unless empty."""
+def _check_fit(path: Path, name: str, pair: Mapping[str, Tensor], known: Mapping[str, Site]) -> None:
+    if name not in known:
+        raise DataError(f"{path}: adapts {name!r}, which this model does not have; load the base it was trained on")
+    here, there = (known[name].n_in, known[name].n_out), (pair["A"].shape[1], pair["B"].shape[0])
+    if here != there or pair["A"].shape[0] != pair["B"].shape[1]:
+        raise DataError(
+            f"{path}: {name!r} maps {there[0]} to {there[1]} in the file, {here[0]} to {here[1]} in this model"
+        )
+
+
+NEUTRAL = {
+    *(
+        "peft_type",
+        "peft_version",
+        "task_type",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+    ),
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "fan_in_fan_out", "bias"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "ensure_weight_tying"),
+    *("init_lora_weights", "eva_config", "megatron_config", "megatron_core", "qalora_group_size", "runtime_config"),
+}
+"""Keys of PEFT's config that are read here, or do not change what a plain LoRA computes; any other must be empty."""
+
+PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Starts after which the base is what it was; the others (pissa, olora, corda, loftq) also change its weights."""
 
 
 def _refuse_unread(config: Mapping[str, Any], path: Path) -> None:
     if config.get("peft_type") != "LORA":
         raise DataError(f"{path}/{CONFIG}: peft_type {config.get('peft_type')!r}; only LORA checkpoints are read")
-    for key in UNREAD:
-        if config.get(key):
+    for key in sorted(set(config) - NEUTRAL):
+        if config[key]:
             raise DataError(f"{path}/{CONFIG}: {key} = {config[key]!r} is not read yet; load it with peft itself")
     if config.get("bias", "none") != "none":
         raise DataError(f"{path}/{CONFIG}: bias = {config['bias']!r} is not read yet; load it with peft itself")
+    init = config.get("init_lora_weights")
+    if init not in PLAIN_INITS:
+        raise DataError(
+            f"{path}/{CONFIG}: init_lora_weights = {init!r} has changed the base's weights too; convert the checkpoint "
+            "with peft (path_initial_model_for_weight_conversion) or merge it there"
+        )
 
 
-def _scale(config: Mapping[str, Any], rank: int) -> float:
-    return float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def _scale(config: Mapping[str, Any], name: str, rank: int, path: Path) -> float:
+    alphas = config.get("alpha_pattern") or {}
+    plain = {key: key.removeprefix("^").replace("\\", "") for key in alphas}
+    for key, text in plain.items():
+        if not re.fullmatch(r"[\w.-]+", text):
+            raise DataError(
+                f"{path}/{CONFIG}: alpha_pattern {key!r} is a regular expression; name modules by their ends"
+            )
+    fits = (k for k, text in plain.items() if name == text or (not k.startswith("^") and name.endswith(f".{text}")))
+    alpha = float(alphas.get(next(fits, ""), config["lora_alpha"]))
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _pairs(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, Tensor]]:
+    """Return {module path: {"A": [r, in], "B": [out, r]}}."""
     pairs: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         module, _, part = name.removeprefix(PREFIX).partition(".lora_")
         factor = {"A.weight": "A", "B.weight": "B", "embedding_A": "A", "embedding_B": "B"}.get(part)
-        if factor is None:
+        if factor is None or tensor.ndim < 2:
             raise DataError(f"{path}/{WEIGHTS}: tensor {name!r} is not part of a plain LoRA")
-        pairs.setdefault(module, {})[factor] = tensor
+        pairs.setdefault(module, {})[factor] = tensor.flatten(1)
+    for module, pair in pairs.items():
+        if len(pair) < 2:
+            raise DataError(f"{path}/{WEIGHTS}: {module!r} has only its {next(iter(pair))}; copy the file again")
+    if not pairs:
+        raise DataError(f"{path}/{WEIGHTS}: holds no tensor; copy the file again")
     return pairs

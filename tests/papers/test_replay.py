@@ -1,0 +1,70 @@
+"""LoRA with a rehearsed buffer: what it adds to plain LoRA, and what it cannot go with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ledgers import events, lower_half, read_json, snapshots
+
+from rankwise import papers
+from rankwise.adapters import banks_of
+from rankwise.errors import ConflictError
+
+REPLAY = {"kind": "replay", "size": 20, "batch_size": 6}
+
+
+def test_the_method_is_lora_with_the_strategy():
+    lora, replay = papers.method("lora"), papers.method("replay")
+    assert replay.defaults == {"strategy": [{"kind": "replay"}]}
+    assert (replay.gate, replay.growth, replay.live) == (lora.gate, lora.growth, lora.live)
+
+
+def test_rehearsal_starts_with_the_second_task(digits):
+    run = digits("replay", strategy=[REPLAY])
+    assert lower_half(run.results["matrix"])
+    names = [set(event["losses"]) for event in events(run.path, "step")]
+    assert names == [{"classify"}] * 5 + [{"classify", "replay"}] * 10
+
+
+def test_the_buffer_holds_each_row_once_and_no_more_than_its_size(digits):
+    run = digits("replay", strategy=[REPLAY])
+    for t, end in enumerate(snapshots(run.path)):
+        rows = end["strategies/replay/rows"]
+        assert rows.shape == (20, 3) and len(rows.unique(dim=0)) == 20
+        assert rows[:, 0].max() <= t
+
+
+def test_all_seen_classes_learn_and_their_means_are_taken_again(digits):
+    run = digits("replay", strategy=[REPLAY])
+    assert all(block["live"] for block in read_json(run.path, "adapter/head.json")["classes"])
+    assert len(read_json(run.path, "adapter/head.json")["classes"]) == 10
+    refreshed, kept = (snapshots(r.path) for r in (run, digits("replay", strategy=[{**REPLAY, "refresh_means": False}])))
+    assert not torch.equal(refreshed[1]["means/means"], kept[1]["means/means"])
+    owners, means = kept[1]["means/owners"], kept[1]["means/means"]
+    assert torch.equal(means[owners[:, 1] == 0], kept[0]["means/means"])
+
+
+def test_a_rehearsal_of_no_weight_leaves_plain_lora(digits):
+    faint = digits("replay", strategy=[{"kind": "replay", "batch_size": 1, "weight": 1e-12, "refresh_means": False}])
+    full, plain = digits("replay", strategy=[REPLAY]), digits("lora")
+    assert faint.results["matrix"] == plain.results["matrix"]
+    apart = 0.0
+    for site, (_, bank) in banks_of(plain.model).items():
+        for name, factor in bank.live.items():
+            other = banks_of(faint.model)[site][1].live[name]
+            torch.testing.assert_close(other, factor, rtol=1e-4, atol=1e-5)
+            apart = max(apart, float((banks_of(full.model)[site][1].live[name] - factor).abs().max()))
+    assert apart > 1e-4  # a rehearsal of full weight does move them
+
+
+def test_two_replay_strategies_are_refused_by_name(digits):
+    with pytest.raises(ConflictError, match="strategies 'replay' and 'replay' both set replay buffer"):
+        digits("replay", strategy=[{"kind": "replay"}, {"kind": "replay", "size": 10}])
+
+
+def test_replay_goes_with_a_method_that_grows(digits):
+    run = digits("mora", strategy=[REPLAY])
+    assert lower_half(run.results["matrix"])
+    assert {"classify", "replay"} == set(events(run.path, "step")[-1]["losses"])
+    for _, bank in banks_of(run.model).values():
+        assert bank.size == 24

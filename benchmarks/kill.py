@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def trial(folder: Path, config: str, kills: int, jobs: int, seed: int) -> tuple[list[Outcome], float]:
-    """Run `config` undisturbed, then `kills` times with a kill; return the outcomes and the undisturbed run's seconds."""
+    """Run `config` undisturbed, then `kills` times with a kill; return outcomes and the undisturbed run's seconds."""
     source = folder / "config.toml"
     source.write_text(config)
     began = time.monotonic()

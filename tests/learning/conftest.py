@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -87,10 +88,8 @@ class Small:
 
     def sittings(self, out: Path, method: str, **tables: Any) -> int:
         """Run with a stop at every second step, so that each step is done after a resumption; return the sittings."""
-        try:
+        with contextlib.suppress(Stop):
             self.run(out, method, Stopping(2), **tables)
-        except Stop:
-            pass
         for sitting in range(2, 100):
             try:
                 rankwise.resume(out, watch=Stopping(2))

@@ -349,3 +349,12 @@ def test_intervals_that_do_not_exist():
         metrics.mean_interval([0.5, 0.6], level=95)
     with pytest.raises(DataError, match=r"values\[1\] = nan"):
         metrics.mean_interval([0.5, math.nan])
+
+
+def test_diagnostics_change_is_the_distance_since_a_task_was_learnt():
+    rows = [
+        [{"share": [1.0]}, {}],
+        [{"share": [0.75, 0.25], "rate": [0.5]}, {"share": [0.5, 0.5], "rate": [1.0]}],
+    ]
+    assert metrics.diagnostics_change(rows) == {"rate": [None, 0.0], "share": [0.5, 0.0]}
+    assert metrics.diagnostics_change([[{}, {}], [{}, {}]]) == {}

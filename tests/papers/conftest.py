@@ -14,19 +14,14 @@ from rankwise.config import merged
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-SMALL = {
-    "model": {"name": "embedded:vit"},
-    "stream": {"name": "digits", "classes_per_task": 4, "train_limit": 24, "test_limit": 20},
-    "train": {"steps": 5, "batch_size": 8, "device": "cpu", "log_every": 1},
-}
-"""Three tasks of 4, 4 and 2 digits, five steps each: enough to see what moves, too little to learn much."""
-
 Digits = Callable[..., rankwise.Run]
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     """Run a method over the small stream, once for each config: digits(method, **tables)."""
+    from digit_runs import SMALL
+
     done: dict[str, rankwise.Run] = {}
 
     def run(method: str, **tables: Any) -> rankwise.Run:

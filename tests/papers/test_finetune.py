@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ledgers import lower_half, read_json, snapshots, stored
+from digit_runs import lower_half, read_json, snapshots, stored
 
 from rankwise.adapters import is_adapted, store
 from rankwise.errors import ConflictError, StorageError

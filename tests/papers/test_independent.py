@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMALL
-from ledgers import lower_half, read_json, stored
+from digit_runs import SMALL, lower_half, read_json, stored
 
 from rankwise import papers
 from rankwise.adapters import banks_of

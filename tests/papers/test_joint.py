@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ledgers import events, read_json, stored
+from digit_runs import events, read_json, stored
 
 from rankwise.adapters import banks_of
 from rankwise.errors import ConflictError

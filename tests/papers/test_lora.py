@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from ledgers import lower_half, read_json, snapshots
+from digit_runs import lower_half, read_json, snapshots
 
 from rankwise.adapters import banks_of, bare
 from rankwise.models import fingerprint

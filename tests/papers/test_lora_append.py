@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from ledgers import lower_half, snapshots, stored
+from digit_runs import lower_half, snapshots, stored
 
 from rankwise.adapters import banks_of
 

@@ -398,7 +398,7 @@ def test_a_merge_or_an_export_is_refused_and_changes_nothing(tmp_path):
     nn.init.normal_(bank.live["B"])
     x = randn(5, WIDTH, key="x")
     before = model(x)
-    with pytest.raises(UsageError, match="SelfActivated: the gate depends on the input.*rankwise.save"):
+    with pytest.raises(UsageError, match="SelfActivated: .*depends on the input.*rankwise.save"):
         merge(model)
     with pytest.raises(UsageError, match="rankwise.save"):
         export(model, tmp_path / "peft")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import tomlkit
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -41,10 +41,9 @@ def parse(kind: type[S], values: Mapping[str, Any], where: str) -> S:
         raise UsageError("\n".join(_explain(kind, fault, where) for fault in error.errors())) from None
 
 
-def parse_record(make: Callable[..., R], values: Mapping[str, Any], where: str) -> R:
+def parse_record(make: type[R], values: Mapping[str, Any], where: str) -> R:
     """Make a frozen dataclass from `values`, checking keys and types as for a table; see `parse`."""
-    assert isinstance(make, type)
-    known = {field.name for field in fields(make)}
+    known = {field.name for field in fields(cast(Any, make))}
     for key in values:
         if key not in known:
             raise UsageError(f"{where}: unknown key {key!r}; {nearest(key, known)}")

@@ -85,7 +85,7 @@ class Ledger:
             "state.json": json.dumps({**values, "events": offset, "kept": kept}).encode(),
         }
         write_folder(self.checkpoints / _name(number), files, kind="snapshot")
-        self._forget_old(number)
+        self._forget_old()
 
     def clean(self) -> None:
         """Remove what a killed writer left half written; only where nobody else writes."""
@@ -105,8 +105,13 @@ class Ledger:
         values = json.loads(files["state.json"].read_text())
         return (load_tensors(files["state.safetensors"], finite=False), values), refused
 
-    def rewind(self, offset: int) -> None:
-        """Cut the events that were written after a snapshot; the run writes them again."""
+    def rewind(self, offset: int, number: int) -> None:
+        """Go back to snapshot `number`: cut the events written after it, and put later, refused snapshots aside."""
+        for folder in self.checkpoints.glob("step-*"):
+            if folder.name > _name(number):
+                aside = folder.with_name(folder.name.replace("step", "refused"))
+                remove(aside)
+                folder.rename(aside)
         if self.events.exists():
             truncate(self.events, offset)
 
@@ -129,10 +134,9 @@ class Ledger:
         """Size of what the run leaves to be used: the files under adapter/."""
         return sum(file.stat().st_size for file in (self.path / "adapter").glob("*") if file.is_file())
 
-    def _forget_old(self, number: int) -> None:
-        """Remove snapshots within tasks but the newest few up to `number`; damaged later ones will be written again."""
-        found = sorted(folder for folder in self.checkpoints.glob("step-*") if folder.name <= _name(number))
-        passing = [folder for folder in found if not _is_kept(folder)]
+    def _forget_old(self) -> None:
+        """Remove snapshots within tasks but the newest few; one that is being read elsewhere is left."""
+        passing = [folder for folder in sorted(self.checkpoints.glob("step-*")) if not _is_kept(folder)]
         for folder in passing[:-KEEP]:
             remove(folder)
 

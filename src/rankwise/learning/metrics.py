@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from rankwise.errors import DataError
@@ -230,6 +230,24 @@ def summary(
         "trace_op": trace_op(R),
         "trace_bwt": trace_bwt(R),
     }
+
+
+def diagnostics_change(rows: Sequence[Sequence[Mapping[str, Sequence[float]]]]) -> dict[str, list[float | None]]:
+    """Return, by name, how far what the branches reported on each task has moved since it was learnt.
+
+    rows[t][j]: name -> values, reported on task j after learning task t. The change is sum_i |last_i - first_i|, values that
+    a later row has more of counting from 0; for shares of a mixture that is twice the share that was routed elsewhere.
+    """
+    names = sorted({name for row in rows for cell in row for name in cell})
+    return {name: [_moved(rows, j, name) for j in range(len(rows[0]))] for name in names}
+
+
+def _moved(rows: Sequence[Sequence[Mapping[str, Sequence[float]]]], j: int, name: str) -> float | None:
+    if j >= len(rows) or name not in rows[j][j] or name not in rows[-1][j]:
+        return None
+    first, last = list(rows[j][j][name]), list(rows[-1][j][name])
+    first += [0.0] * (len(last) - len(first))
+    return sum(abs(b - a) for a, b in zip(first, last, strict=True))
 
 
 class Interval(NamedTuple):

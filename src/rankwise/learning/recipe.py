@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ class Method:
     """The seam it varies: gate, growth, live, order, memory."""
     parameters: str
     """Trained parameters as a formula."""
-    gate: Callable[..., Gate] = Identity
+    gate: type[Gate] = Identity
     """Makes the gate from the settings under [adapter.gate]."""
     live: Literal["adapter", "base", "head"] = "adapter"
     """What learns besides the head's rows: an adapter, the whole base, or nothing."""

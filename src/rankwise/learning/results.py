@@ -50,6 +50,7 @@ def collect(learner: Learner, progress: Progress, ledger: Ledger) -> dict[str, A
         "validation_matrix": held,
         "validation_final_average": metrics.final_average(held),
         "diagnostics": progress.diagnostics,
+        "diagnostics_change": metrics.diagnostics_change(progress.diagnostics),
         "test_examples": sizes,
         "steps": progress.total,
         "trainable_parameters": sum(parameter.numel() for parameter in learner.live().values()),

@@ -154,14 +154,15 @@ def _resumed(learner: Learner, ledger: Ledger, watch: Watch) -> Progress:
         watch.note(line)
     if state is None:
         if learner.processes.first:
-            ledger.rewind(0)
+            ledger.rewind(0, -1)
         return Progress()
     tensors, values = state
+    progress = Progress(**values["progress"])
     learner.restore(tensors, values["learner"])
     learner.processes.wait()
     if learner.processes.first:
-        ledger.rewind(int(values["events"]))
-    return Progress(**values["progress"])
+        ledger.rewind(int(values["events"]), _number(progress))
+    return progress
 
 
 def _task_done(progress: Progress, row: Row) -> Progress:
@@ -188,8 +189,12 @@ def _save(learner: Learner, ledger: Ledger, progress: Progress, *, kept: bool) -
         if not bool(torch.isfinite(parameter).all()):
             raise NonFiniteError(f"step {progress.total - 1} left {name} not finite; {ledger.newest()}; lower train.lr")
     tensors, values = learner.state()
-    number = progress.total + progress.task  # grows with every step and every task end, also where a task has no steps
-    ledger.snapshot((tensors, {"learner": values, "progress": asdict(progress)}), number, kept=kept)
+    ledger.snapshot((tensors, {"learner": values, "progress": asdict(progress)}), _number(progress), kept=kept)
+
+
+def _number(progress: Progress) -> int:
+    """Number a snapshot: grows with every step and every task end, also where a task has no steps."""
+    return progress.total + progress.task
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -78,7 +78,7 @@ def read_module(folder: Path, config: PreTrainedConfig, trust_remote_code: bool)
 
     What the constructor draws for initial weights leaves the global generator as it was. Raises DataError.
     """
-    read = AutoModel.from_pretrained if config.model_type not in VISION_PARTS else _vision_part
+    read: Callable[..., Any] = AutoModel.from_pretrained if config.model_type not in VISION_PARTS else _vision_part
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     options |= {"config": config, "dtype": torch.float32, "trust_remote_code": trust_remote_code}
     try:

@@ -89,7 +89,7 @@ def reading(results: Mapping[str, Mapping[str, Any]], seed: int, size: Size) -> 
     slower = min(COMPARED, key=lambda label: results[label][learnt])
     return [
         f"Learnt task by task, mora ends at {number(mora[final])}, lora at {number(lora[final])};"
-        f" since it was just learnt, a task has lost {number(mora[lost])} with mora and {number(lora[lost])} with lora.",
+        f" since just learnt, a task has lost {number(mora[lost])} with mora, {number(lora[lost])} with lora.",
         f"One seed ({seed}), one small base, {size.steps} steps a task: a picture, not a test of significance.",
         f"Both learn at the rate {size.lr:g}, which flatters the slower of them. Just learnt, tasks score"
         f" {number(mora[learnt])} with mora and {number(lora[learnt])} with lora: the slower is {slower}."

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as Drawn
 from rich.text import Text
@@ -35,7 +36,7 @@ def show(table: Table, console: Console | None = None) -> None:
 
 def drawn(table: Table) -> Drawn:
     """Return the table for a terminal."""
-    grid = Drawn(title=table.title, title_justify="left", title_style="bold", header_style="dim")
+    grid = Drawn(box=SIMPLE_HEAD, title=table.title, title_justify="left", title_style="bold", header_style="dim")
     for i, name in enumerate(table.columns):
         numeric = i >= table.numbers_from
         grid.add_column(Text(name), justify="right" if numeric else "left", no_wrap=numeric or i == 0)

@@ -146,7 +146,7 @@ NEUTRAL = {
     ),
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "fan_in_fan_out", "bias"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "ensure_weight_tying"),
-    *("init_lora_weights", "eva_config", "megatron_config", "megatron_core", "qalora_group_size", "runtime_config"),
+    *("inference_mode", "init_lora_weights", "eva_config", "megatron_config", "megatron_core", "qalora_group_size", "runtime_config"),
 }
 """Keys of PEFT's config that are read here, or do not change what a plain LoRA computes; any other must be empty."""
 

@@ -1,4 +1,4 @@
-"""Reads what a run left in its directory."""
+"""Short runs over real digits: their config, and what they leave in their directory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
+
+SMALL = {
+    "model": {"name": "embedded:vit"},
+    "stream": {"name": "digits", "classes_per_task": 4, "train_limit": 24, "test_limit": 20},
+    "train": {"steps": 5, "batch_size": 8, "device": "cpu", "log_every": 1},
+}
+"""Three tasks of 4, 4 and 2 digits, five steps each: enough to see what moves, too little to learn much."""
 
 
 def snapshots(run: Path) -> list[dict[str, Tensor]]:

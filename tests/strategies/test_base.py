@@ -1,0 +1,64 @@
+"""Which strategies go together, and what a strategy does that says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import pytest
+import torch
+
+from rankwise.config import ReplaySettings
+from rankwise.errors import ConflictError
+from rankwise.strategies import STRATEGIES, Replay, Strategy, check_together
+from rankwise.strategies.base import Mode
+
+
+class Adds(Strategy):
+    name = "adds"
+    writes: ClassVar[Mapping[str, Mode]] = {"loss": "add"}
+    needs_sequence = False
+
+
+class Sets(Strategy):
+    name = "sets"
+    writes: ClassVar[Mapping[str, Mode]] = {"loss": "set"}
+
+
+def replay(size: int = 10) -> Replay:
+    return Replay(ReplaySettings(size=size), 0)
+
+
+def test_additions_compose_in_any_number():
+    check_together([], sequence=True)
+    check_together([Adds(), Adds(), replay()], sequence=True)
+    check_together([Adds()], sequence=False)
+
+
+@pytest.mark.parametrize("order", [(Adds, Sets), (Sets, Adds), (Sets, Sets)])
+def test_what_one_sets_no_other_may_write(order):
+    first, second = (kind() for kind in order)
+    with pytest.raises(ConflictError, match=f"strategies '{first.name}' and '{second.name}' both set loss"):
+        check_together([first, second], sequence=True)
+
+
+def test_two_replays_are_refused_by_name():
+    with pytest.raises(ConflictError, match="'replay' and 'replay' both set replay buffer; keep one"):
+        check_together([replay(), Adds(), replay(5)], sequence=True)
+
+
+def test_a_strategy_that_needs_a_past_is_refused_where_all_tasks_are_learnt_at_once():
+    with pytest.raises(ConflictError, match="strategy 'replay' and order = 'joint'.*remove 'replay'"):
+        check_together([Adds(), replay()], sequence=False)
+
+
+def test_hooks_do_nothing_unless_a_strategy_says_otherwise():
+    quiet = Strategy()
+    assert quiet.state() == {} and quiet.remembered().shape == (0, 2)
+    assert quiet.remembered().dtype == torch.long and not quiet.learns_old_classes
+
+
+def test_every_strategy_is_listed_under_its_own_name():
+    assert all(maker(settings(), 0).name == name for name, (settings, maker) in STRATEGIES.items())
+    for name, (settings, _) in STRATEGIES.items():
+        assert settings.model_fields["kind"].default == name

@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from rankwise.adapters import Bank, Spec
 from rankwise.errors import UsageError
-from torch import Tensor
 
 SPECS = {"A": Spec(("rank", "in"), "down"), "B": Spec(("out", "rank"), "up"), "g": Spec(("rank",), "gate")}
 
@@ -124,7 +125,7 @@ def test_frozen_blocks_get_no_gradient_and_no_step():
     before = {name: buffer.clone() for name, buffer in bank.named_buffers()}
     optimizer = torch.optim.AdamW(bank.parameters(), lr=0.1, weight_decay=0.5)
     for _ in range(3):
-        sum(bank.tensor(name).square().sum() for name in SPECS).backward()
+        torch.stack([bank.tensor(name).square().sum() for name in SPECS]).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
     assert all(torch.equal(buffer, before[name]) for name, buffer in bank.named_buffers())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from torch import Tensor, nn
+
 from rankwise.adapters import Change, Identity, Pair, attach, banks_of, grow, pick_sites
 from rankwise.errors import UsageError
-from torch import Tensor, nn
 
 
 def empty(name: str = "mlp", sites="all-linear") -> nn.Module:
@@ -46,10 +47,10 @@ def test_a_change_at_one_site_leaves_the_others():
     model = grown(Change("append", "a", 2), Change("append", "b", 1, site="2"))
     assert [bank.labels for _, bank in banks_of(model).values()] == [("a",), ("a", "b")]
     tiny.wake(model)
-    before = tiny.mlp().get_submodule("0").weight
+    before = tiny.mlp().get_parameter("0.weight")
     grow(model, [Change("fold", "a", site="2")], 0)
     assert [bank.labels for _, bank in banks_of(model).values()] == [("a",), ("b",)]
-    assert torch.equal(model.get_submodule("0.base").weight, before)
+    assert torch.equal(model.get_parameter("0.base.weight"), before)
 
 
 def test_starts_do_not_depend_on_the_order_of_anything():

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
 from rankwise.adapters import Site, pick_sites
 from rankwise.adapters.sites import all_sites
 from rankwise.errors import UsageError
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 
 def names(model: nn.Module, *args, **kwargs) -> list[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from rankwise.adapters import banks_of
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -21,9 +21,11 @@ from transformers import (
     ViTForImageClassification,
 )
 
-WIDTH = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 12, "intermediate_size": 20}
-IMAGE = {"image_size": 8, "patch_size": 4}
-TEXT = {"vocab_size": 29, "max_position_embeddings": 16}
+from rankwise.adapters import banks_of
+
+WIDTH: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 12, "intermediate_size": 20}
+IMAGE: dict[str, Any] = {"image_size": 8, "patch_size": 4}
+TEXT: dict[str, Any] = {"vocab_size": 29, "max_position_embeddings": 16}
 
 
 def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
@@ -36,8 +38,8 @@ def llama() -> nn.Module:
     return seeded(lambda: LlamaForCausalLM(LlamaConfig(**WIDTH, **TEXT, num_key_value_heads=1)))
 
 
-def gpt2(heads: int = 2) -> nn.Module:
-    config = GPT2Config(n_embd=12, n_layer=2, n_head=heads, vocab_size=29, n_positions=16, bos_token_id=0, eos_token_id=0)
+def gpt2() -> nn.Module:
+    config = GPT2Config(n_embd=12, n_layer=2, n_head=2, vocab_size=29, n_positions=16, bos_token_id=0, eos_token_id=0)
     return seeded(lambda: GPT2LMHeadModel(config))
 
 
@@ -61,10 +63,10 @@ def clip() -> nn.Module:
 class Mixed(nn.Module):
     """One module of every kind that torch alone has, in a row: embedding, convolution, linear."""
 
-    def __init__(self) -> None:
+    def __init__(self, dilation: int = 2) -> None:
         super().__init__()
         self.words = nn.Embedding(11, 6, padding_idx=0)
-        self.conv = nn.Conv2d(1, 5, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2))
+        self.conv = nn.Conv2d(1, 5, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, dilation))
         self.fc = nn.Linear(5, 4)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -73,6 +75,10 @@ class Mixed(nn.Module):
 
 def mixed() -> nn.Module:
     return seeded(Mixed)
+
+
+def dense() -> nn.Module:
+    return seeded(lambda: Mixed(dilation=1))
 
 
 def mlp(*widths: int) -> nn.Module:
@@ -90,6 +96,7 @@ MODELS: Mapping[str, Callable[[], nn.Module]] = {
     "bert": bert,
     "vit": vit,
     "mixed": mixed,
+    "dense": dense,
     "mlp": mlp,
 }
 
@@ -102,7 +109,7 @@ def fed(name: str) -> dict[str, Tensor]:
     if name == "mlp":
         return {"input": torch.randn(4, 5, generator=rng)}
     ids = torch.randint(1, 11, (2, 7), generator=rng)
-    return {"ids" if name == "mixed" else "input_ids": ids}
+    return {"ids" if name in ("mixed", "dense") else "input_ids": ids}
 
 
 def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

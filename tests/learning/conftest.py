@@ -117,6 +117,10 @@ class Small:
     def losses(self, out: Path) -> list[float]:
         return [value for line in self.events(out) if line["event"] == "step" for value in line["losses"].values()]
 
+    def tensors(self, snapshot: Path) -> dict[str, torch.Tensor]:
+        """Return all tensors of a snapshot."""
+        return load_file(snapshot / "state.safetensors")
+
     def weights(self, out: Path) -> dict[str, torch.Tensor]:
         """Return all tensors of the adapter folder."""
         files = sorted((out / "adapter").glob("*.safetensors"))

@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -99,7 +98,7 @@ def test_all_snapshots_damaged_starts_from_the_beginning(small, stopped, tmp_pat
         truncated(folder / "state.safetensors")
     watch = small.stopping(99)
     rankwise.resume(run, watch=watch)
-    assert len(watch.notes) == len(folders) == 4
+    assert len(watch.notes) == len(folders) == 3
     assert small.left(run) == stopped[1]
 
 
@@ -113,7 +112,7 @@ def test_torn_events_and_leftovers_of_a_killed_writer(small, stopped, tmp_path):
     assert not list((run / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize("kills", [8])
+@pytest.mark.parametrize("kills", [6, pytest.param(40, marks=pytest.mark.slow)])
 def test_killed_at_any_instant(small, stopped, tmp_path, kills):
     """A fork of this process does the run and is killed; imports cost nothing, so the instants lie within the run."""
     began = time.monotonic()
@@ -135,7 +134,7 @@ def test_killed_at_any_instant(small, stopped, tmp_path, kills):
         assert small.left(out) == stopped[1], number
 
 
-@pytest.mark.parametrize("limit", [20_000, 60_000])
+@pytest.mark.parametrize("limit", [5_000, 20_000])
 def test_a_full_disk(small, stopped, tmp_path, limit):
     """With a limit on the size of files a snapshot fails half way: an error that names it, and nothing lost."""
     run = shutil.copytree(stopped[0], tmp_path / "run")
@@ -193,24 +192,21 @@ def test_a_changed_base_is_refused(small, tmp_path):
         rankwise.resume(tmp_path / "run")
 
 
-def rows(seed: int) -> dict[str, np.ndarray]:
-    chance = np.random.default_rng(seed)
-    return {
-        "images": chance.integers(0, 255, (60, 8, 8), dtype=np.uint8),
-        "labels": np.arange(60) % 4,
-    }
+def write_rows(path: Path, seed: int) -> None:
+    pictures = np.random.default_rng(seed).integers(0, 255, (60, 8, 8), dtype=np.uint8)
+    np.savez(path, input=pictures, target=np.arange(60) % 4)
 
 
 def test_changed_data_are_refused(small, tmp_path):
-    np.savez(tmp_path / "train.npz", **rows(1))
+    write_rows(tmp_path / "train.npz", 1)
     config = small.config()
     config["stream"] = {"name": "mine", "train": str(tmp_path / "train.npz"), "classes_per_task": 2}
     with pytest.raises(KeyboardInterrupt):
         rankwise.run(config, out=tmp_path / "run", watch=small.stopping(2, KeyboardInterrupt))
-    np.savez(tmp_path / "train.npz", **rows(2))
+    write_rows(tmp_path / "train.npz", 2)
     with pytest.raises(StorageError, match="the stream has changed"):
         rankwise.resume(tmp_path / "run")
-    np.savez(tmp_path / "train.npz", **rows(1))
+    write_rows(tmp_path / "train.npz", 1)
     rankwise.resume(tmp_path / "run")
 
 
@@ -259,6 +255,3 @@ def test_state_json_holds_json_only(stopped):
     newest = sorted((stopped[0] / "checkpoints").iterdir())[-1]
     assert {file.name for file in newest.iterdir()} == set(FILES)
     json.loads((newest / "state.json").read_text(), parse_constant=lambda name: pytest.fail(name))
-
-
-assert sys.platform != "win32"  # forks and locks

@@ -22,6 +22,9 @@ def randn(*shape: int, key: str = "x") -> Tensor:
     return torch.randn(*shape, generator=generator(0, key))
 
 
+NAMES = F.normalize(randn(10, DIM, key="names"), dim=1)
+
+
 def data(classes: tuple[int, ...], count: int = 30) -> tuple[Tensor, Tensor]:
     """Return features around a direction of each class, and labels."""
     labels = torch.tensor(classes)[torch.arange(count) % len(classes)]
@@ -30,8 +33,7 @@ def data(classes: tuple[int, ...], count: int = 30) -> tuple[Tensor, Tensor]:
 
 
 def objective(**settings: Any) -> Classify:
-    names = F.normalize(randn(10, DIM, key="names"), dim=1) if settings.get("head") == "names" else None
-    return Classify(ClassifySettings(**settings), DIM, 0, names)
+    return Classify(ClassifySettings(**settings), DIM, 0, NAMES if settings.get("head") == "names" else None)
 
 
 def begin(target: Classify, classes: tuple[int, ...], learn: tuple[int, ...] | None = None) -> None:
@@ -207,7 +209,13 @@ def test_names_as_rows_are_those_given_for_each_class():
     target = objective(head="names")
     assert not target.wants_features
     begin(target, SECOND)
-    assert target.names is not None and torch.equal(rows(target, SECOND), target.names[list(SECOND)])
+    assert torch.equal(rows(target, SECOND), NAMES[list(SECOND)])
+
+
+def test_named_classes_can_be_answered_before_they_are_learnt():
+    target = objective(head="names", predict="head")
+    assert target.known() == frozenset(range(10))
+    assert torch.equal(target.answer(3 * NAMES, range(10)), torch.arange(10))
 
 
 def test_names_without_name_rows_are_refused():

@@ -38,7 +38,9 @@ def test_all_seen_classes_learn_and_their_means_are_taken_again(digits):
     run = digits("replay", strategy=[REPLAY])
     assert all(block["live"] for block in read_json(run.path, "adapter/head.json")["classes"])
     assert len(read_json(run.path, "adapter/head.json")["classes"]) == 10
-    refreshed, kept = (snapshots(r.path) for r in (run, digits("replay", strategy=[{**REPLAY, "refresh_means": False}])))
+    refreshed, kept = (
+        snapshots(r.path) for r in (run, digits("replay", strategy=[{**REPLAY, "refresh_means": False}]))
+    )
     assert not torch.equal(refreshed[1]["means/means"], kept[1]["means/means"])
     owners, means = kept[1]["means/owners"], kept[1]["means/means"]
     assert torch.equal(means[owners[:, 1] == 0], kept[0]["means/means"])

@@ -1,7 +1,7 @@
 """The toy stream of the MoRA claims: one frozen 32 -> 32 map, four tasks, each another low-rank change of the map.
 
-x = 2 u_t + 0.3 N(0, I) with u_t a random unit vector; target (W + M_t) x with M_t of rank 2, its factors N(0, 1), divided
-by sqrt(32). Errors are mean squares divided by those of the untouched W.
+x = 2 u_t + 0.3 N(0, I) with u_t a random unit vector; target (W + M_t) x with M_t of rank 2, its factors N(0, 1),
+divided by sqrt(32). Errors are mean squares divided by those of the untouched W.
 """
 
 from __future__ import annotations

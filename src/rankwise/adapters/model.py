@@ -72,11 +72,11 @@ class Adapted(nn.Module):
         self.register_forward_hook(_call_me)
 
     def __getattr__(self, name: str) -> Any:
-        """Answer for the base where this module has no such attribute itself."""
+        """Answer for the base where this module has no such attribute itself; private names stay each one's own."""
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name in ("base", "_adapter"):
+            if name == "base" or name.startswith("_"):
                 raise
         return getattr(self.base, name)
 

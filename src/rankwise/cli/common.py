@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter as Option
 
 from rankwise.errors import UsageError, nearest
 
-Json = Annotated[bool, Parameter(negative=(), show_default=False, help="Print JSON on stdout, for programs.")]
+Json = Annotated[bool, Option(negative=(), show_default=False, help="Print JSON on stdout, for programs.")]
 
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:

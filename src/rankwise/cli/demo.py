@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter as Option
 
 from rankwise.cli.common import Json, check_out, print_json
 
@@ -14,7 +14,7 @@ def demo(
     *,
     out: Path | None = None,
     seed: int = 0,
-    fast: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    fast: Annotated[bool, Option(negative=(), show_default=False)] = False,
     json: Json = False,
 ) -> None:
     """Learn a real stream with plain sequential LoRA and with MoRA, beside a frozen base and joint training.

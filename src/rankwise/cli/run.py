@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter as Option
 
 from rankwise.cli.common import Json, check_config, check_out, print_json, stoppable
 
@@ -14,7 +14,7 @@ def run(
     config: Path,
     /,
     *,
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), show_default=False)] = (),
+    set_: Annotated[tuple[str, ...], Option(name="--set", negative=(), show_default=False)] = (),
     out: Path | None = None,
     json: Json = False,
 ) -> None:

@@ -78,10 +78,15 @@ def learning(
         ConflictError: a strategy needs what a foreign loop cannot give (batches of its own); use `rankwise.run`.
 
     """
+    if unused := sorted(set(settings) - set(strategies)):
+        known = nearest(unused[0], strategies)
+        raise UsageError(f"settings for {unused[0]!r}, which is not among the strategies; {known}")
     parts = [_strategy(name, settings.get(name, {}), seed) for name in strategies]
     for part in parts:
         if part.brings_batches:
-            raise ConflictError(f"strategy {part.name!r} brings batches of its own, which a foreign loop cannot take; use rankwise.run")
+            raise ConflictError(
+                f"strategy {part.name!r} brings batches of its own, which a foreign loop cannot take; use rankwise.run"
+            )
     check_together(parts, sequence=True)
     hooks = Hooks(model, parts, seed)
     handles = [optimizer.register_step_pre_hook(hooks.before), optimizer.register_step_post_hook(hooks.after)]

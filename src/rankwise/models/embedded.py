@@ -12,7 +12,7 @@ from rankwise.models.base import Backbone
 
 FOLDER = Path(__file__).parent / "embedded"
 # sha256 of embedded/<name>/model.safetensors, so that a damaged installation is noticed
-WEIGHTS = {"vit": "da0dd179217107a2ec983fb943eb26c2d2f01676d3145fd70b0e0115d4bbbdb8"}
+WEIGHTS = {"vit": "c0cbf1f86d4883e9d7d484afb5172790867701b833d49099d8bc135d51597612"}
 
 
 def load(name: str, *, pooling: str = "auto", max_length: int = 128) -> Backbone:

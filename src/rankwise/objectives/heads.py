@@ -48,7 +48,8 @@ class Head(nn.Module):
         for i, c in enumerate(classes):
             if c not in self.classes:
                 row = kaiming(1, self.dim, generator(self.seed, "head", c)) if rows is None else rows[i : i + 1].cpu()
-                self.bank.append(str(c), {"weight": row, "bias": torch.zeros(1)} if self.kind == "linear" else {"weight": row})
+                bias = {"bias": torch.zeros(1)} if self.kind == "linear" else {}
+                self.bank.append(str(c), {"weight": row, **bias})
 
     def learn(self, classes: Sequence[int]) -> None:
         """Make the rows of `classes` live and freeze all others."""

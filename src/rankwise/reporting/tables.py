@@ -39,7 +39,8 @@ def drawn(table: Table) -> Drawn:
     grid = Drawn(box=SIMPLE_HEAD, title=table.title, title_justify="left", title_style="bold", header_style="dim")
     for i, name in enumerate(table.columns):
         numeric = i >= table.numbers_from
-        grid.add_column(Text(name), justify="right" if numeric else "left", no_wrap=numeric or i == 0)
+        least = max((len(row[i]) for row in table.rows), default=0) if numeric or i == 0 else None
+        grid.add_column(Text(name), justify="right" if numeric else "left", min_width=least)  # a header may wrap
     for i, row in enumerate(table.rows):
         grid.add_row(*(Text(cell, style="bold" if (i, j) in table.bold else "") for j, cell in enumerate(row)))
     return grid

@@ -1,4 +1,4 @@
-"""Experience replay: a bounded buffer of earlier examples, rehearsed beside each batch of new ones."""
+"""Replay: a bounded buffer of earlier examples, rehearsed beside each batch of new ones."""
 
 from __future__ import annotations
 

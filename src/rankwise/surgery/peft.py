@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def to_peft(model: nn.Module, path: Path, base_name: str) -> None:
     their ranks, block-diagonal in B.
 
     Raises:
-        UsageError: the gate depends on the input, so no LoRA computes this function.
+        UsageError: the gate depends on the input, or a convolution is dilated: no LoRA of PEFT computes this function.
 
     """
     branch = adapter_of(model).branch
@@ -50,13 +50,21 @@ def to_peft(model: nn.Module, path: Path, base_name: str) -> None:
     for name, (a, b, _) in loras.items():
         tensors.update(_named(name, a, b, by_path[name][0][0]))
     with bare(model) as base:
-        modules = [name for name, _ in base.named_modules()]
+        modules = dict(base.named_modules())
+    _refuse_dilated(modules, loras)
     transposed = all(parts[0][0].kind == "transposed" for parts in by_path.values())
-    config = _config({name: (len(a), scale) for name, (a, _, scale) in loras.items()}, modules)
+    config = _config({name: (len(a), scale) for name, (a, _, scale) in loras.items()}, list(modules))
     config |= {"lora_dropout": branch.dropout, "fan_in_fan_out": transposed, "base_model_name_or_path": base_name}
     path.mkdir(parents=True, exist_ok=True)
     write_file(path / WEIGHTS, save_tensors(tensors, {"format": "pt"}))
     write_file(path / CONFIG, json.dumps(config, indent=2).encode())
+
+
+def _refuse_dilated(modules: Mapping[str, nn.Module], names: Iterable[str]) -> None:
+    for name in names:
+        module = modules.get(name)
+        if isinstance(module, nn.Conv2d) and set(module.dilation) != {1}:
+            raise UsageError(f"{name!r} is a dilated convolution, which PEFT's LoRA does not compute; exclude it")
 
 
 def _one_lora(branch: Pair, parts: list[tuple[Site, Bank]]) -> tuple[Tensor, Tensor, float]:
@@ -109,7 +117,9 @@ def from_peft(model: nn.Module, path: Path) -> nn.Module:
     """
     config = load_json(path / CONFIG)
     _refuse_unread(config, path)
-    loras = _pairs(load_tensors(path / WEIGHTS), path)
+    tensors = load_tensors(path / WEIGHTS)
+    loras = _pairs({name: tensor for name, tensor in tensors.items() if ".lora_" in name}, path)
+    _check_copies({name: tensor for name, tensor in tensors.items() if ".lora_" not in name}, model, path)
     scales = {name: _scale(config, name, len(pair["A"]), path) for name, pair in loras.items()}
     common = next(iter(scales.values())) if len(set(scales.values())) == 1 else 1.0
     known = {site.path: site for site in all_sites(model, cut=False)}
@@ -124,13 +134,24 @@ def from_peft(model: nn.Module, path: Path) -> nn.Module:
     return model
 
 
+def _check_copies(tensors: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
+    """Refuse weights of the base unless this one has them to the bit: PEFT adds those of the embeddings it adapts."""
+    own = model.state_dict()
+    for name, tensor in tensors.items():
+        here = own.get(name.removeprefix(PREFIX).replace(".base_layer.", "."))
+        if here is None or here.shape != tensor.shape or not torch.equal(here.cpu(), tensor.to(here.dtype)):
+            raise DataError(
+                f"{path}/{WEIGHTS}: {name!r} is neither part of a plain LoRA nor equal to this base's weight"
+            )
+
+
 def _check_fit(path: Path, name: str, pair: Mapping[str, Tensor], known: Mapping[str, Site]) -> None:
     if name not in known:
         raise DataError(f"{path}: adapts {name!r}, which this model does not have; load the base it was trained on")
     here, there = (known[name].n_in, known[name].n_out), (pair["A"].shape[1], pair["B"].shape[0])
     if here != there or pair["A"].shape[0] != pair["B"].shape[1]:
         raise DataError(
-            f"{path}: {name!r} maps {there[0]} to {there[1]} in the file, {here[0]} to {here[1]} in this model"
+            f"{path}: {name!r} is {there[0]} -> {there[1]} in the file, {here[0]} -> {here[1]} in this model"
         )
 
 
@@ -146,7 +167,15 @@ NEUTRAL = {
     ),
     *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout", "fan_in_fan_out", "bias"),
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "ensure_weight_tying"),
-    *("inference_mode", "init_lora_weights", "eva_config", "megatron_config", "megatron_core", "qalora_group_size", "runtime_config"),
+    *(
+        "inference_mode",
+        "init_lora_weights",
+        "eva_config",
+        "megatron_config",
+        "megatron_core",
+        "qalora_group_size",
+        "runtime_config",
+    ),
 }
 """Keys of PEFT's config that are read here, or do not change what a plain LoRA computes; any other must be empty."""
 

@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP) ## build the virtual environment (VENV, default .venv)
 
-demo: $(STAMP) ## learn a real stream with two methods on the embedded base and write report.html
+demo: $(STAMP) ## learn a real stream with two methods, beside the frozen base and joint training
 	@"$(BIN)/rankwise" demo
 
 test: $(STAMP) ## run the tests that take seconds (JOBS processes, default 2)

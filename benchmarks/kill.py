@@ -2,8 +2,8 @@
 
     python benchmarks/kill.py [--kills 20] [--jobs 2] [--out kill.json]
 
-Half of the kills (SIGKILL) come uniformly over the undisturbed run's wall time, half at the moment a snapshot is being
-written; every fourth run is killed a second time while it resumes. A run passes if adapter folder, matrix, results and
+Half of the kills (SIGKILL) come uniformly over the time from the run's first file to its end, half at the moment a
+snapshot is being written; every fourth run is killed a second time while it resumes. A run passes if adapter folder, matrix, results and
 events (times aside) are those of the undisturbed run, byte for byte.
 """
 
@@ -81,10 +81,11 @@ def trial(folder: Path, config: str, kills: int, jobs: int, seed: int) -> tuple[
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", START, source, folder / "whole"], check=True)
     seconds = time.monotonic() - began
+    working = (folder / "whole" / "results.json").stat().st_mtime - (folder / "whole" / "config.toml").stat().st_mtime
     whole = left(folder / "whole")
 
     def one(number: int) -> Outcome:
-        outcome = killed(number, source, folder / f"run-{number}", seconds, whole, random.Random(f"{seed}/{number}"))
+        outcome = killed(number, source, folder / f"run-{number}", working, whole, random.Random(f"{seed}/{number}"))
         shutil.rmtree(folder / f"run-{number}")
         word = "ok" if not outcome.differs else "DIFFERS: " + ", ".join(outcome.differs)
         print(f"{number:3} {outcome.aim:9} {outcome.killed_at:6.1f} s {outcome.resumed_from:14} {word}", flush=True)
@@ -118,20 +119,20 @@ def again(source: Path, out: Path) -> list[str]:
 
 def instant(aim: str, out: Path, seconds: float, chance: random.Random) -> Callable[[], bool]:
     """Return a function that says whether the instant has come, asked every half millisecond."""
-    due = time.monotonic() + chance.uniform(0, seconds)
-    if aim == "any time":
-        return lambda: time.monotonic() >= due
-    waited = chance.uniform(0, 0.03)  # how long a snapshot takes, about
-    seen: list[float] = []
+    share, waited = chance.random(), chance.uniform(0, 0.03)  # a snapshot takes about that long
+    marks: dict[str, float] = {}
 
-    def writing() -> bool:
-        if time.monotonic() < due - 0.25 * seconds:  # the last quarter is for finding a snapshot under way
+    def come() -> bool:
+        now = time.monotonic()
+        if "begun" not in marks and (out / "config.toml").is_file():
+            marks["begun"] = now  # what happens before is importing, where there is nothing to lose
+        if now < marks.get("begun", now) + share * seconds * (0.75 if aim == "snapshot" else 1):
             return False
-        if not seen and (out / "checkpoints").is_dir() and any((out / "checkpoints").glob(".*-tmp-*")):
-            seen.append(time.monotonic() + waited)
-        return bool(seen) and time.monotonic() >= seen[0]
+        if aim == "snapshot" and any((out / "checkpoints").glob(".*-tmp-*")):
+            marks.setdefault("writing", now)
+        return "begun" in marks and (aim != "snapshot" or now >= marks.get("writing", now + 1) + waited)
 
-    return writing
+    return come
 
 
 def strike(arguments: list[str], come: Callable[[], bool]) -> None:

@@ -4,9 +4,10 @@ Usage: python scripts/pretrain_vit.py --data FOLDER --out FOLDER --steps 8000 --
 
 FOLDER holds mnist.npz, omniglot.npz and sign_digits.npz (keys x_train, y_train, x_test, y_test; uint8 grey images). Two
 augmented views of each image go through the model; the loss is a cosine softmax over all classes (omniglot characters
-turned by 90, 180 and 270 degrees count as classes of their own) plus a supervised contrastive term between all views of
-a batch. The weights kept are a moving average. scikit-learn's digits are never trained on: they are read once, at the
-end, for the figures of the model card.
+turned by 90, 180 and 270 degrees count as classes of their own) plus a contrastive term between all views of a batch.
+MNIST's labels are not used: each of its images is alike to its own views only. A base that was taught the ten digits
+would leave a stream of digits nothing to learn. The weights kept are a moving average. scikit-learn's digits are never
+trained on: they are read once, at the end, for the figures of the model card.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from transformers import ViTConfig, ViTModel
 SIZE = 32
 SOURCES = {"mnist": 0.45, "omniglot": 0.40, "sign_digits": 0.15}  # share of each batch
 TURNED = "omniglot"  # the one source whose quarter turns are new classes: a turned 6 would be a 9
+UNLABELLED = "mnist"  # the one source whose labels are not used: its images meet the contrastive term alone
+IGNORED = -100  # label of an image that the softmax passes over
 PHOTOS = "sign_digits"  # the one source of grey photographs: no ink to thicken, no box to cut out
 MEAN, STD = 0.5, 0.5
 
@@ -41,6 +44,7 @@ class Pool:
 
     images: Tensor
     labels: Tensor
+    kin: Tensor  # int64 [N]: images of one number are alike to the contrastive term
     boxes: Tensor  # of the ink, [N, 3]: centre x, centre y, half extent, in the [-1, 1] frame
     photo: Tensor  # bool [N]
     rows: dict[str, Tensor]
@@ -83,20 +87,22 @@ def ink_boxes(images: Tensor) -> Tensor:
 
 def read_pool(folder: Path) -> Pool:
     """Read the training split of every source and number the classes one after another."""
-    images, labels, boxes, photo, rows, first, start = [], [], [], [], {}, 0, 0
+    images, labels, kin, boxes, photo, rows, first, start = [], [], [], [], [], {}, 0, 0
     for name in SOURCES:
         with np.load(folder / f"{name}.npz", allow_pickle=False) as data:
             x, y = resized(data["x_train"]), torch.from_numpy(data["y_train"]).long()
         count, turns = int(y.max()) + 1, 4 if name == TURNED else 1
         for turn in range(turns):
             images.append(torch.rot90(x, turn, dims=(2, 3)))
-            labels.append(y + first + turn * count)
+            known = y + first + turn * count
+            labels.append(torch.full_like(y, IGNORED) if name == UNLABELLED else known)
+            kin.append(-1 - torch.arange(len(y)) if name == UNLABELLED else known)
             whole = torch.tensor([0.0, 0.0, 1.0]).expand(len(x), 3)
             boxes.append(whole if name == PHOTOS else ink_boxes(images[-1]))
             photo.append(torch.full((len(x),), name == PHOTOS))
         rows[name] = torch.arange(start, start + turns * len(x))
         first, start = first + turns * count, start + turns * len(x)
-    return Pool(torch.cat(images), torch.cat(labels), torch.cat(boxes), torch.cat(photo), rows, first)
+    return Pool(*(torch.cat(parts) for parts in (images, labels, kin, boxes, photo)), rows, first)
 
 
 class Augment:
@@ -201,7 +207,7 @@ class Learner(nn.Module):
         states = self.encoder(pixel_values=((x - MEAN) / STD).expand(-1, 3, -1, -1)).last_hidden_state
         return states[:, 0] + states[:, 1:].mean(dim=1)
 
-    def loss(self, x: Tensor, labels: Tensor, contrast: float) -> Tensor:
+    def loss(self, x: Tensor, labels: Tensor, kin: Tensor, contrast: float) -> Tensor:
         """Cosine softmax with label smoothing, plus the supervised contrastive term (Khosla et al. 2020, eq. 2)."""
         features = self.features(x)
         cosine = functional.normalize(features, dim=1) @ functional.normalize(self.rows, dim=1).T
@@ -209,7 +215,7 @@ class Learner(nn.Module):
         z = functional.normalize(self.project(features), dim=1)
         itself = torch.eye(len(z), dtype=torch.bool)
         log_p = functional.log_softmax((z @ z.T / 0.1).masked_fill(itself, -1e9), dim=1)
-        same = (labels[:, None] == labels[None]) & ~itself
+        same = (kin[:, None] == kin[None]) & ~itself
         return softmax - contrast * (log_p * same).sum(1).div(same.sum(1)).mean()
 
 
@@ -244,7 +250,7 @@ def train(pool: Pool, options: argparse.Namespace) -> Learner:
         augment.strength = min(1.0, 0.2 + 2 * step / options.steps)
         twice = rows.repeat(2)
         views = augment(pool.images[twice], pool.boxes[twice], pool.photo[twice])
-        loss = learner.loss(views, pool.labels[twice], options.contrast)
+        loss = learner.loss(views, pool.labels[twice], pool.kin[twice], options.contrast)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learner.parameters(), 1.0)

@@ -206,6 +206,7 @@ def slugs() -> frozenset[str]:
     papers = PACKAGE / "papers"
     paths = [path for path in papers.glob("*") if path.suffix == ".py" or (path / "__init__.py").is_file()]
     stems = {path.stem for path in paths if not path.stem.startswith("_")}
+    stems -= {path.stem for path in (PACKAGE / "strategies").glob("*.py")}  # a strategy's own word in a config
     return frozenset(stems | {stem.replace("_", "-") for stem in stems})
 
 

@@ -6,7 +6,6 @@ Names are loaded when they are first used, so that importing the package costs n
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {name: "rankwise.api" for name in ("Run", "adapt", "export", "load", "merge", "methods", "resume", "run", "save")}
+_IN_API = ("Run", "adapt", "export", "load", "merge", "methods", "resume", "run", "save")
 
 __all__ = ["Run", "__version__", "adapt", "export", "learning", "load", "merge", "methods", "resume", "run", "save"]
 
@@ -23,7 +22,11 @@ __all__ = ["Run", "__version__", "adapt", "export", "learning", "load", "merge",
 def __getattr__(name: str) -> Any:
     """Load a public name on first use."""
     if name == "learning":
-        return importlib.import_module("rankwise.learning")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        import rankwise.learning as module
+
+        return module
+    if name in _IN_API:
+        from rankwise import api
+
+        return getattr(api, name)
     raise AttributeError(f"module 'rankwise' has no attribute {name!r}")

@@ -123,7 +123,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, shared."""
     import torch
 
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -120,6 +120,26 @@ def test_few_snapshots_are_kept_within_a_task_and_all_at_task_ends(small, tmp_pa
 
 def test_interrupted_by_hand(small, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        small.run(tmp_path / "run", watch=small.stopping(4, KeyboardInterrupt))
+        small.run(tmp_path / "run", watch=small.stopping(6, KeyboardInterrupt))
     rankwise.resume(tmp_path / "run")
     assert small.left(tmp_path / "run") == small.left(small.run(tmp_path / "whole"))
+
+
+def test_steps_after_the_last_snapshot_are_done_and_recorded_again(small, tmp_path):
+    seldom = {"snapshot_seconds": 1000}
+    with pytest.raises(KeyboardInterrupt):
+        small.run(tmp_path / "run", "replay", small.stopping(6, KeyboardInterrupt), train=seldom)
+    assert [line["step"] for line in small.events(tmp_path / "run") if line["event"] == "step"] == [1, 2, 3, 1, 2]
+    watch = small.copying(tmp_path / "run", tmp_path)
+    rankwise.resume(tmp_path / "run", watch=watch)
+    first = small.events(watch.copies[0])
+    assert [line["step"] for line in first if line["event"] == "step"] == [1, 2, 3]  # back to the end of the first task
+    assert small.left(tmp_path / "run") == small.left(small.run(tmp_path / "whole", "replay", train=seldom))
+
+
+def test_a_run_killed_before_its_first_snapshot_starts_again(small, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        small.run(tmp_path / "run", watch=small.stopping(2, KeyboardInterrupt), train={"snapshot_seconds": 1000})
+    assert len(small.events(tmp_path / "run")) == 2
+    rankwise.resume(tmp_path / "run")
+    assert small.left(tmp_path / "run") == small.left(small.run(tmp_path / "whole", train={"snapshot_seconds": 1000}))

@@ -36,5 +36,5 @@ def test_nothing_is_forgotten_or_gained_by_order(digits):
 
 
 def test_a_strategy_that_protects_the_past_is_refused_by_name(digits):
-    with pytest.raises(ConflictError, match="strategy 'replay' and order = 'joint'.*remove 'replay'"):
+    with pytest.raises(ConflictError, match="strategy 'replay' and order = 'at-once'.*remove 'replay'"):
         digits("joint", strategy=[{"kind": "replay"}])

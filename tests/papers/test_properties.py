@@ -160,10 +160,8 @@ def test_merging_gives_the_same_function_or_is_refused(method):
     torch.testing.assert_close(outputs(plain), before, rtol=1e-5, atol=1e-5)
 
 
-@adapted
+@pytest.mark.parametrize("method", [m for m in ADAPTED if m.mergeable], ids=by_slug)
 def test_one_block_of_several_can_be_merged(method):
-    if not method.mergeable:
-        pytest.skip("refuses to merge, as the table above tests")
     model = adapted_base(method)
     train(model)
     next_block(model, "2")
@@ -256,10 +254,8 @@ def test_an_export_declared_for_peft_computes_the_same_function_there(method, tm
     assert method.peft == "converted" or torch.equal(outputs(back), outputs(model))
 
 
-@adapted
+@pytest.mark.parametrize("method", [m for m in ADAPTED if m.peft is None], ids=by_slug)
 def test_an_export_not_declared_is_refused(method, tmp_path):
-    if method.peft is not None:
-        pytest.skip("leaves for PEFT, as the table above tests")
     with pytest.raises(UsageError, match="depends on the input"):
         export(adapted_base(method), tmp_path / "peft")
 

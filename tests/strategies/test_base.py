@@ -48,7 +48,7 @@ def test_two_replays_are_refused_by_name():
 
 
 def test_a_strategy_that_needs_a_past_is_refused_where_all_tasks_are_learnt_at_once():
-    with pytest.raises(ConflictError, match="strategy 'replay' and order = 'joint'.*remove 'replay'"):
+    with pytest.raises(ConflictError, match="strategy 'replay' and order = 'at-once'.*remove 'replay'"):
         check_together([Adds(), replay()], sequence=False)
 
 

@@ -245,7 +245,7 @@ def test_peft_takes_no_module_for_another(tmp_path, monkeypatch, exclude):
     monkeypatch.setattr(tiny, "MODELS", {**tiny.MODELS, "deep": lambda: tiny.seeded(Deep)})
     model, batch = adapted("deep", exclude=exclude), tiny.fed("mlp")
     if not exclude:
-        grow(model, [Change("append", "more", 2, site="fc")], 0)
+        grow(model, [Change("append", "more", 2, site="inner.fc")], 0)
     rankwise.export(model, tmp_path)
     assert torch.equal(tiny.logits(stock("deep", tmp_path), batch), tiny.logits(model, batch))
 

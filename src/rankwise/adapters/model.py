@@ -190,6 +190,12 @@ def refuse_adapted(model: nn.Module) -> None:
         raise ConflictError("this model carries an adapter already; rankwise.merge(model) it or load a fresh base")
 
 
+def learn_base(model: nn.Module) -> None:
+    """Let every weight of the base learn, in place: full fine-tuning, without an adapter."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+
 def detach(model: nn.Module) -> nn.Module:
     """Take the adapter off, in place: the modules of the base stand where they stood."""
     _swap(model, {module: module.base for module in adapted_modules(model).values()})

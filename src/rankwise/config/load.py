@@ -72,8 +72,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        near = nearest(path.name, [p.name for p in path.parent.glob("*.toml")]) if path.parent.is_dir() else ""
-        raise UsageError(f"{path}: no such config file; {near}") from None
+        beside = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+        remedy = nearest(path.name, beside) if beside else "no .toml file lies in that folder"
+        raise UsageError(f"{path}: no such config file; {remedy}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as TOML: {error}") from None
 

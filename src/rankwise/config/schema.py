@@ -116,7 +116,7 @@ class TrainSettings(Section):
     """Micro-batches a step is cut into, to save memory; the step stays the same to rounding."""
     precision: Literal["float32", "bf16"] = "float32"
     """Precision of forward products; parameters stay float32. bf16 is faster where the processor has it."""
-    device: str = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: Count | None = None
     """Processor threads; a resumed run is equal to the bit only with the same number. Default: torch's."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapters import Bank, Change, Gate, attach, banks_of, grow, pick_sites, using
+from rankwise.adapters import Bank, Change, Gate, attach, banks_of, grow, learn_base, pick_sites, using
 from rankwise.config import Config
 from rankwise.errors import ConflictError
 from rankwise.learning.processes import Processes
@@ -146,7 +146,7 @@ class Learner:
         if self.method.live == "adapter" and self.growth == "append":
             grow(module, [Change("freeze"), Change("append", task.name, self.config.adapter.rank)], self.seed)
         if self.method.live == "base":
-            module.requires_grad_(True)
+            learn_base(module)
         self._enter(task)
         self.objective.begin_task(
             task.classes, self._head_classes(task), self._start_features(task), self._labels(task)
@@ -183,7 +183,7 @@ class Learner:
             self._refresh_means(strategy.remembered(), task)
 
     def _members(self, task: Task) -> Sequence[Task]:
-        return self.tasks if self.method.order == "joint" else (task,)
+        return self.tasks if self.method.order == "at-once" else (task,)
 
     def _refresh_means(self, rows: Tensor, task: Task) -> None:
         for t in (t for t in rows[:, 0].unique().tolist() if t != task.index):
@@ -251,7 +251,7 @@ class Learner:
     def _restore_base(self, tensors: Mapping[str, Tensor]) -> None:
         if tensors:
             self.backbone.module.load_state_dict(dict(tensors))
-            self.backbone.module.requires_grad_(True)
+            learn_base(self.backbone.module)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -265,4 +265,4 @@ def _curriculum(stream: Stream, method: Method) -> tuple[Task, ...]:
         return stream.tasks
     classes = tuple(sorted({c for task in stream.tasks for c in task.classes}))
     train, test = concat([t.train for t in stream.tasks]), concat([t.test for t in stream.tasks])
-    return (Task("joint", 0, classes, train, None, test),)
+    return (Task("all tasks", 0, classes, train, None, test),)

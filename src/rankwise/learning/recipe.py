@@ -43,7 +43,7 @@ class Method:
     """What learns besides the head's rows: an adapter, the whole base, or nothing."""
     growth: Literal["keep", "append"] = "keep"
     """Blocks: one through the stream, or a new one a task with old ones frozen."""
-    order: Literal["stream", "joint"] = "stream"
+    order: Literal["stream", "at-once"] = "stream"
     """Tasks one after another, or all at once."""
     oracle: bool = False
     """True: the task of a test example is known, so its own block alone acts and only its task's classes are ranked."""

@@ -115,7 +115,7 @@ def steps_for(learner: Learner, task: Task) -> int:
     settings = learner.config.train
     if settings.steps is None:
         return settings.epochs * learner.loader(task).steps_per_epoch
-    return settings.steps * (len(learner.tasks) if learner.method.order == "joint" else 1)
+    return settings.steps * (len(learner.tasks) if learner.method.order == "at-once" else 1)
 
 
 def _phases(phases: Sequence[Phase], steps: int) -> Iterator[tuple[Phase, int, int]]:

@@ -9,7 +9,7 @@ METHOD = Method(
     title="Joint training on all tasks (upper bound)",
     paper="upper bound of arXiv 2302.00487",
     axis="order",
-    order="joint",
+    order="at-once",
     parameters="rank * (in + out) a site",
     refuses=("strategies that protect the past: there is none",),
 )

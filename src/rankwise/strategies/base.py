@@ -121,8 +121,8 @@ def check_together(strategies: Sequence[Strategy], *, sequence: bool) -> None:
     for strategy in strategies:
         if strategy.needs_sequence and not sequence:
             raise ConflictError(
-                f"strategy {strategy.name!r} and order = 'joint': joint training sees every task at once, so there is "
-                f"no past to protect; remove {strategy.name!r} or choose a method that learns task by task"
+                f"strategy {strategy.name!r} and order = 'at-once' (joint training): every step sees every task, so there "
+                f"is no past to protect; remove {strategy.name!r} or choose a method that learns task by task"
             )
         for resource, mode in strategy.writes.items():
             name, before = writers.get(resource, (strategy.name, "add"))

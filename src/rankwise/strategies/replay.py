@@ -31,7 +31,7 @@ class ReplayBuffer:
         count = len(labels)
         new = torch.stack([torch.full((count,), task), torch.arange(count), labels.cpu()], 1)
         rows = torch.cat([self.rows, new])
-        draws = torch.tensor([derive(self.seed, "replay", *row) for row in rows[:, :2].tolist()], dtype=torch.long)
+        draws = torch.tensor([derive(self.seed, "buffer", *row) for row in rows[:, :2].tolist()], dtype=torch.long)
         rows = rows[draws.argsort()]
         self.rows = rows[: self.size] if self.policy == "reservoir" else self._balance(rows)
 
@@ -71,7 +71,7 @@ class Replay(Strategy):
         if not len(drawn):
             return ()
         if self.settings.classes == "seen":
-            return (self._term(host, "replay", drawn, host.seen, self.settings.weight),)
+            return (self._term(host, "rehearsal", drawn, host.seen, self.settings.weight),)
         return [self._task_term(host, drawn, task) for task in drawn[:, 0].unique().tolist()]
 
     def end_task(self, host: Host, task: Task) -> None:
@@ -93,7 +93,7 @@ class Replay(Strategy):
     def _task_term(self, host: Host, drawn: Tensor, task: int) -> Term:
         own = drawn[drawn[:, 0] == task]
         weight = self.settings.weight * len(own) / len(drawn)
-        return self._term(host, f"replay.{task}", own, host.tasks[task].classes, weight)
+        return self._term(host, f"rehearsal.{task}", own, host.tasks[task].classes, weight)
 
     def _term(self, host: Host, name: str, rows: Tensor, classes: Sequence[int], weight: float) -> Term:
         def losses(batch: Batch) -> Tensor:

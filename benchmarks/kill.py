@@ -3,8 +3,8 @@
     python benchmarks/kill.py [--kills 20] [--jobs 2] [--out kill.json]
 
 Half of the kills (SIGKILL) come uniformly over the time from the run's first file to its end, half at the moment a
-snapshot is being written; every fourth run is killed a second time while it resumes. A run passes if adapter folder, matrix, results and
-events (times aside) are those of the undisturbed run, byte for byte.
+snapshot is being written; every fourth run is killed a second time while it resumes. A run passes if adapter folder,
+matrix, results and events (times aside) are those of the undisturbed run, byte for byte.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def test_what_an_onlooker_is_told_after_a_resumption(small, tmp_path):
 def test_joint_takes_the_steps_of_all_tasks_at_once(small, tmp_path):
     watch = Noting()
     small.run(tmp_path / "run", "joint", watch=watch)
-    assert watch.told[0] == (0, 1, "joint", 6, 0)
+    assert watch.told[0] == (0, 1, "all tasks", 6, 0)
     assert len(watch.told) == 8
 
 

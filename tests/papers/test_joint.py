@@ -18,7 +18,7 @@ def test_only_the_last_row_of_the_matrix_is_known(digits):
 def test_it_takes_the_steps_of_all_tasks_together_on_all_classes(digits):
     run = digits("joint")
     assert run.results["steps"] == 3 * 5 == digits("lora").results["steps"]
-    assert {event["task"] for event in events(run.path, "step")} == {"joint"}
+    assert {event["task"] for event in events(run.path, "step")} == {"all tasks"}
     head = read_json(run.path, "adapter/head.json")
     assert len(head["classes"]) == 10 and all(block["live"] for block in head["classes"])
     assert stored(run.path, "head.safetensors")["means.means"].shape == (10, 128)

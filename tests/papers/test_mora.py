@@ -296,7 +296,7 @@ def test_normalised_keys_rank_by_angle():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"top_k": 0}, {"temperature": 0.0}, {"threshold": -0.1}, {"topk": 8}, {"scores": "x"}]
+    "wrong", [{"top_k": 0}, {"temperature": 0.0}, {"threshold": "off"}, {"topk": 8}, {"scores": "x"}]
 )
 def test_settings_outside_their_range_are_refused(wrong):
     with pytest.raises(UsageError, match=str(next(iter(wrong))).replace("topk", "top_k")):

@@ -15,7 +15,7 @@ REPLAY = {"kind": "replay", "size": 20, "batch_size": 6}
 
 def test_the_method_is_lora_with_the_strategy():
     lora, replay = papers.method("lora"), papers.method("replay")
-    assert replay.defaults == {"strategy": [{"kind": "replay"}]}
+    assert replay.defaults == {"strategy": [{"kind": "rehearsal"}]}
     assert (replay.gate, replay.growth, replay.live) == (lora.gate, lora.growth, lora.live)
 
 
@@ -23,7 +23,7 @@ def test_rehearsal_starts_with_the_second_task(digits):
     run = digits("replay", strategy=[REPLAY])
     assert lower_half(run.results["matrix"])
     names = [set(event["losses"]) for event in events(run.path, "step")]
-    assert names == [{"classify"}] * 5 + [{"classify", "replay"}] * 10
+    assert names == [{"classify"}] * 5 + [{"classify", "rehearsal"}] * 10
 
 
 def test_the_buffer_holds_each_row_once_and_no_more_than_its_size(digits):
@@ -68,6 +68,6 @@ def test_two_replay_strategies_are_refused_by_name(digits):
 def test_replay_goes_with_a_method_that_grows(digits):
     run = digits("mora", strategy=[REPLAY])
     assert lower_half(run.results["matrix"])
-    assert {"classify", "replay"} == set(events(run.path, "step")[-1]["losses"])
+    assert {"classify", "rehearsal"} == set(events(run.path, "step")[-1]["losses"])
     for _, bank in banks_of(run.model).values():
         assert bank.size == 24

@@ -62,3 +62,10 @@ def test_every_strategy_is_listed_under_its_own_name():
     assert all(maker(settings(), 0).name == name for name, (settings, maker) in STRATEGIES.items())
     for name, (settings, _) in STRATEGIES.items():
         assert settings.model_fields["kind"].default == name
+
+
+def test_rehearsal_beside_blocks_of_their_own_is_refused():
+    replay = Replay(ReplaySettings(), 0)
+    check_together([replay], sequence=True)
+    with pytest.raises(ConflictError, match="strategy 'replay' and oracle = true.*remove 'replay'"):
+        check_together([replay], sequence=True, oracle=True)

@@ -181,7 +181,7 @@ def test_the_rehearsal_ranks_all_seen_classes():
     host = Host([10, 10, 10])
     strategy = after(2, host, size=12, batch_size=7, weight=0.5)
     (term,) = strategy.terms(host, 4)
-    assert (term.name, term.weight, len(term.batch)) == ("replay", 0.5, 7)
+    assert (term.name, term.weight, len(term.batch)) == ("rehearsal", 0.5, 7)
     assert torch.equal(term.losses(term.batch), term.batch.labels.float())
     assert host.asked == [(0, 1, 2, 3, 4, 5)]
     drawn = strategy.buffer.draw(7, 4)
@@ -192,7 +192,7 @@ def test_ranked_within_their_tasks_the_terms_add_up_to_the_mean_over_the_draw():
     host = Host([30, 20, 10])
     strategy = after(3, host, size=30, batch_size=20, weight=2.0, classes="task")
     terms = strategy.terms(host, 0)
-    assert [term.name for term in terms] == ["replay.0", "replay.1", "replay.2"]
+    assert [term.name for term in terms] == ["rehearsal.0", "rehearsal.1", "rehearsal.2"]
     total = sum(term.weight * float(term.losses(term.batch).mean()) for term in terms)
     assert total == pytest.approx(2.0 * float(strategy.buffer.draw(20, 0)[:, 2].float().mean()))
     assert host.asked == [(0, 1), (2, 3), (4, 5)]

@@ -41,7 +41,7 @@ class Learner:
     ) -> None:
         """Adapt the base, in place, as `method` and `config` say; refuse parts that do not go together."""
         check_phases(method.phases)
-        check_together(strategies, sequence=method.order == "stream")
+        check_together(strategies, sequence=method.order == "stream", oracle=method.oracle)
         self.config, self.method, self.backbone, self.stream = config, method, backbone, stream
         self.objective, self.strategies, self.processes = objective, tuple(strategies), processes
         self.seed = config.seed
@@ -66,12 +66,9 @@ class Learner:
             return
         settings = self.config.adapter
         sites = pick_sites(self.backbone.module, settings.sites, layers=settings.layers, exclude=settings.exclude)
-        attach(
-            self.backbone.module,
-            sites,
-            self.method.branch(settings, gate),
-            {"method": self.method.slug, "seed": self.seed},
-        )
+        record = {"method": self.method.slug, "seed": self.seed}
+        adapter = attach(self.backbone.module, sites, self.method.branch(settings, gate), record)
+        adapter.strict = True  # a context that changes between a forward and its backward is an error in our own steps
         if self.growth == "keep":
             grow(self.backbone.module, [Change("append", ONE_BLOCK, settings.rank)], self.seed)
 

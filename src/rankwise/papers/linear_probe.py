@@ -10,7 +10,7 @@ METHOD = Method(
     paper="frozen-backbone baseline of arXiv 2302.00487",
     axis="live",
     live="head",
-    parameters="features + 1 a class",
+    parameters="features a class; one more with head = linear",
     peft=None,
     refuses=("adapter settings: it has no adapter",),
     defaults={"objective": {"predict": "head"}},

@@ -10,6 +10,7 @@ METHOD = Method(
     paper="IncLoRA baseline of arXiv 2310.14152 (O-LoRA)",
     axis="growth",
     growth="append",
+    identity_at_append="close",
     parameters="rank * (in + out) a site and task; tasks * rank * (in + out) stored",
     peft="converted",
 )

@@ -43,7 +43,8 @@ class SelfActivated:
     """tau of the softmax. Lower: nearer to one atom a token; too low starves atoms. Paper: 0.01 and 0.03."""
     threshold: float = 0.0
     """delta: atoms scoring below it are pruned at inference. Raise it to keep the base on foreign inputs. Paper: 0.2,
-    which fits pools of 16 to 160 atoms; in smaller pools the best score is above it anyway."""
+    which fits pools of 16 to 160 atoms; in smaller pools the best score is above it anyway. 0 prunes negative responses
+    only, -1 nothing."""
     threshold_unit: Literal["absolute", "pool"] = "absolute"
     """pool: the threshold counts in units of 1/sqrt(R), the size of a score when all atoms respond alike."""
     threshold_in_training: bool = False
@@ -63,8 +64,8 @@ class SelfActivated:
 
     def __post_init__(self) -> None:
         """Refuse settings outside their range."""
-        if self.top_k < 1 or self.temperature <= 0 or self.threshold < 0:
-            raise ValueError("top_k must be at least 1, temperature above 0, threshold at least 0")
+        if self.top_k < 1 or self.temperature <= 0:
+            raise ValueError("top_k must be at least 1 and temperature above 0")
 
     def specs(self) -> Mapping[str, Spec]:
         """Only the external router has tensors of its own."""

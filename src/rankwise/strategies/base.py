@@ -109,12 +109,13 @@ class Strategy:
         """Take back what `state` returned."""
 
 
-def check_together(strategies: Sequence[Strategy], *, sequence: bool) -> None:
+def check_together(strategies: Sequence[Strategy], *, sequence: bool, oracle: bool = False) -> None:
     """Refuse, before anything is trained, parts that cannot work together; the error names both.
 
     Args:
         strategies: in config order.
         sequence: False if the method learns all tasks at once.
+        oracle: True if each task has parts of its own that alone act on its examples.
 
     """
     writers: dict[str, tuple[str, Mode]] = {}
@@ -123,6 +124,11 @@ def check_together(strategies: Sequence[Strategy], *, sequence: bool) -> None:
             raise ConflictError(
                 f"strategy {strategy.name!r} and order = 'at-once' (joint training): every step sees every task, so there "
                 f"is no past to protect; remove {strategy.name!r} or choose a method that learns task by task"
+            )
+        if strategy.brings_batches and oracle:
+            raise ConflictError(
+                f"strategy {strategy.name!r} and oracle = true: each task has a block of its own, so earlier examples have "
+                f"nothing to teach the current one; remove {strategy.name!r} or choose a method whose tasks share blocks"
             )
         for resource, mode in strategy.writes.items():
             name, before = writers.get(resource, (strategy.name, "add"))

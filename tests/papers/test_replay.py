@@ -15,7 +15,7 @@ REPLAY = {"kind": "replay", "size": 20, "batch_size": 6}
 
 def test_the_method_is_lora_with_the_strategy():
     lora, replay = papers.method("lora"), papers.method("replay")
-    assert replay.defaults == {"strategy": [{"kind": "rehearsal"}]}
+    assert replay.defaults == {"strategy": [{"kind": "replay"}]}
     assert (replay.gate, replay.growth, replay.live) == (lora.gate, lora.growth, lora.live)
 
 

@@ -1,6 +1,6 @@
 """Why the default objective is what it is: losses and heads on the demo's stream, with LoRA and with MoRA.
 
-    python benchmarks/heads.py [--seeds 3] [--steps 40] [--jobs 2]
+    python benchmarks/heads.py [--seeds 3] [--steps 60] [--jobs 2]
 
 Writes benchmarks/results/heads.json.
 """
@@ -48,7 +48,7 @@ def main() -> None:
     """Run all cells, print the table and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--jobs", type=int, default=2)
     asked = parser.parse_args()
     jobs = [(n, m, s, asked.steps) for n in OBJECTIVES for m in ("lora", "mora") for s in range(asked.seeds)]

@@ -1,6 +1,6 @@
 """The demo's stream over seeds: MoRA against sequential LoRA, at one rate and at each one's rate picked on validation.
 
-    python benchmarks/margin.py [--seeds 3] [--steps 40] [--jobs 2]
+    python benchmarks/margin.py [--seeds 3] [--steps 60] [--jobs 2]
 
 Every cell is one run of `rankwise.run` in a process of its own with one thread. Rates are picked for each seed on the
 validation average after the last task; the test average of the picked run is then read once. Writes
@@ -20,7 +20,7 @@ from typing import Any
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 VALIDATION = 60  # images a task: 300 in all
-METHODS = ("lora", "lora-append", "mora", "finetune", "replay")
+METHODS = ("lora", "lora-append", "mora", "replay")
 OUT = Path(__file__).parent / "results" / "margin.json"
 
 Job = tuple[str, float, int, int]
@@ -114,7 +114,7 @@ def main() -> None:
     """Run all cells and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--jobs", type=int, default=2)
     asked = parser.parse_args()
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:

@@ -1,6 +1,6 @@
 """Train the small vision transformer that ships inside the package, from scratch, on one CPU core.
 
-Usage: python scripts/pretrain_vit.py --data FOLDER --out FOLDER --steps 8000 --seed 0
+Usage: python scripts/pretrain_vit.py --data FOLDER --out FOLDER --steps 4500 --seed 0
 
 FOLDER holds mnist.npz, omniglot.npz and sign_digits.npz (keys x_train, y_train, x_test, y_test; uint8 grey images). Two
 augmented views of each image go through the model; the loss is a cosine softmax over all classes (omniglot characters
@@ -56,7 +56,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist.npz, omniglot.npz, sign_digits.npz")
     parser.add_argument("--out", type=Path, required=True, help="folder for config.json and model.safetensors")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--batch", type=int, default=64, help="images a step; each is seen in two views")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--contrast", type=float, default=0.5, help="weight of the supervised contrastive term")

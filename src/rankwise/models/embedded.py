@@ -12,7 +12,7 @@ from rankwise.models.base import Backbone
 
 FOLDER = Path(__file__).parent / "embedded"
 # sha256 of embedded/<name>/model.safetensors, so that a damaged installation is noticed
-WEIGHTS = {"vit": "c0cbf1f86d4883e9d7d484afb5172790867701b833d49099d8bc135d51597612"}
+WEIGHTS = {"vit": "5a90a1d30318f5902d46f7302087cf79cca0e968c7dd850995a0a9bdbf5a8bfb"}
 
 
 def load(name: str, *, pooling: str = "auto", max_length: int = 128) -> Backbone:

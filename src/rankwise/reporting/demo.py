@@ -31,7 +31,7 @@ class Size:
     """At most so many training rows, and as many test rows, a task."""
 
 
-FULL = Size(steps=40, lr=3e-3, validation=60)
+FULL = Size(steps=60, lr=3e-3, validation=60)
 FAST = Size(steps=5, lr=3e-3, validation=20, limit=40)
 
 RUNS: Mapping[str, Mapping[str, Any]] = {

@@ -41,7 +41,13 @@ def one(job: Job) -> dict[str, Any]:
         config["objective"] = {"predict": "means"}
     with tempfile.TemporaryDirectory() as folder:
         results = rankwise.run(config, out=Path(folder) / "run").results
-    keys = ("final_average", "forgetting_first_minus_last", "learning_accuracy", "validation_final_average", "wall_seconds")
+    keys = (
+        "final_average",
+        "forgetting_first_minus_last",
+        "learning_accuracy",
+        "validation_final_average",
+        "wall_seconds",
+    )
     return {"method": method, "lr": rate, "seed": seed, **{key: results[key] for key in keys}}
 
 
@@ -98,8 +104,10 @@ def show(rows: list[dict[str, Any]], differences: list[dict[str, Any]]) -> None:
     for row in rows:
         keys = ("final_average", "forgetting_first_minus_last", "learning_accuracy")
         cells = [text(row[f"{key}_interval"]) for key in keys]
-        print(f"{row['method']:13} {row['lr']:>7} {cells[0]:>16} {cells[1]:>16} {cells[2]:>16} "
-              f"{row['validation_final_average_interval'][0]:11.3f}")
+        print(
+            f"{row['method']:13} {row['lr']:>7} {cells[0]:>16} {cells[1]:>16} {cells[2]:>16} "
+            f"{row['validation_final_average_interval'][0]:11.3f}"
+        )
     for row in differences:
         gains = " ".join(f"{gain:+.3f}" for gain in row["final_average_gain"])
         print(f"mora - lora at {row['lr']:>6}: {text(row['interval'])}   ({gains})")
@@ -122,9 +130,16 @@ def main() -> None:
     rows = table(cells, asked.seeds)
     differences = pairs(rows)
     show(rows, differences)
-    record = {"steps": asked.steps, "seeds": asked.seeds, "validation_images": 5 * VALIDATION, "machine": platform.platform()}
+    record = {
+        "steps": asked.steps,
+        "seeds": asked.seeds,
+        "validation_images": 5 * VALIDATION,
+        "machine": platform.platform(),
+    }
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps({**record, "rows": rows, "mora_minus_lora": differences, "cells": cells}, indent=1) + "\n")
+    OUT.write_text(
+        json.dumps({**record, "rows": rows, "mora_minus_lora": differences, "cells": cells}, indent=1) + "\n"
+    )
     print(OUT)
 
 

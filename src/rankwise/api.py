@@ -25,7 +25,7 @@ from rankwise.models import Backbone, fingerprint, load_backbone
 from rankwise.objectives import Classify, name_rows
 from rankwise.storage import write_folder
 from rankwise.strategies import STRATEGIES
-from rankwise.streams import Stream, build
+from rankwise.streams import build
 from rankwise.surgery.peft import from_peft, is_peft, to_peft
 
 FIRST_BLOCK = "1"
@@ -153,8 +153,10 @@ def gate_of(method: Method, settings: AdapterSettings) -> Gate:
     return parse_record(method.gate, settings.gate, f"adapter.gate of method {method.slug!r}")
 
 
-def resolve(source: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> tuple[Config, Method]:
-    """Return the complete config of a run (method defaults under the user's values, paths made whole) and its method."""
+def resolve(
+    source: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> tuple[Config, Method]:
+    """Return the complete config of a run, method defaults under the user's values, and its method."""
     raw = read_config(source if source is not None else {}, overrides)
     where = str(source) if isinstance(source, str | Path) else "config"
     given = parse(Config, raw, where)
@@ -222,7 +224,8 @@ def learner_of(config: Config, method: Method, data: Mapping[str, Any] | None = 
     backbone = load_backbone(**config.model.model_dump())
     if stream.modality != backbone.modality:
         raise UsageError(
-            f"model {backbone.name!r} reads {backbone.modality}, stream {stream.name!r} holds {stream.modality}; change one of them"
+            f"model {backbone.name!r} reads {backbone.modality}, stream {stream.name!r} holds {stream.modality}; "
+            "change one of them"
         )
     names = name_rows(backbone, stream.class_names, config.seed) if config.objective.head == "names" else None
     objective = Classify(config.objective, backbone.dim, config.seed, names)

@@ -116,7 +116,9 @@ def test_every_key_is_documented_and_the_schema_is_closed():
 def test_checking_a_config_loads_nothing_heavy():
     heavy = "{'torch', 'transformers', 'datasets', 'accelerate', 'sklearn', 'PIL'}"
     code = f"import sys, rankwise.config, rankwise.papers; print(sorted({heavy} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_toml_of_every_method_reads_back(tmp_path):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from rankwise.config import StreamSettings
 from rankwise.errors import ConflictError, DataError, UsageError
 from rankwise.streams import Stream, build
-from rankwise.config import StreamSettings
 
 
 def mine(each=10, classes="abcd", prefix=""):

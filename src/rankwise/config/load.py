@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 def read_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the raw table of a TOML file (or a mapping) with `key=value` overrides laid over it; nothing checked yet."""
+    """Return the raw table of a TOML file (or a mapping) with `key=value` overrides laid over it, unchecked."""
     raw = _read_toml(Path(source)) if isinstance(source, str | Path) else _plain(source)
     for override in overrides:
         raw = merged(raw, _override(override))

@@ -35,8 +35,8 @@ class ClassifySettings(Section):
     kind: Literal["classify"] = "classify"
     """What the task asks."""
     head: Literal["cosine", "linear", "names", "means"] = "cosine"
-    """Rows the loss is taken against. cosine: scaled cosine to trained rows; linear: trained rows and biases; names: rows
-    frozen at the embedding of each class's name; means: rows frozen at the class means taken when the task starts."""
+    """Rows the loss is taken against. cosine: scaled cosine to trained rows; linear: trained rows and biases; names:
+    rows frozen at the embedding of each class's name; means: rows frozen at the class means as the task starts."""
     classes: Literal["task", "seen"] = "task"
     """Classes a step's loss ranks: the current task's only, or all seen so far (which wipes out earlier tasks)."""
     predict: Literal["means", "head"] = "means"

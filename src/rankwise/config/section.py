@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A table of a config. Unknown keys and values of another type are refused; a whole number may stand for a decimal."""
+    """A table of a config. Unknown keys and wrong types are refused; a whole number may stand for a decimal."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False

@@ -36,7 +36,7 @@ APART = (
 
 
 class TaskSettings(Section):
-    """One entry of `tasks`: a data set that is a task of its own. What is left out is taken from the stream's settings."""
+    """One entry of `tasks`: a data set that is a task of its own. What is left out is taken from the stream."""
 
     name: str = Field(min_length=1)
     """The task's name in tables and in R; names must differ."""
@@ -62,8 +62,8 @@ class StreamSettings(Section):
     name: str = Field(default="digits", min_length=1)
     """A built-in stream (`digits`) or, with `train` or `tasks`, your own label for the stream."""
     kind: Kind | None = None
-    """How rows become tasks: class-incremental (new classes, ranked among all seen), task-incremental (new classes, ranked
-    within the task), domain-incremental (the same classes, new inputs), cross-domain (new data sets, classes side by side).
+    """How rows become tasks: class-incremental (new classes, ranked among all seen), task-incremental (new classes,
+    ranked within the task), domain-incremental (the same classes, new inputs), cross-domain (data sets side by side).
     Default: class-incremental for one data set; for `tasks`, domain-incremental if all label sets are equal, else
     cross-domain; domain-incremental with `rotations`."""
     train: str | None = None
@@ -88,8 +88,8 @@ class StreamSettings(Section):
     tasks: Annotated[list[TaskSettings], Field(min_length=1)] | None = None
     """Data sets that are tasks, in order."""
     validation: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Rows set aside from training, stratified by class: a fraction, or a count for each task; 0 for none. Test rows never
-    pick anything, so without validation nothing is picked."""
+    """Rows set aside from training, stratified by class: a fraction, or a count for each task; 0 for none. Test rows
+    never pick anything, so without validation nothing is picked."""
     train_limit: Count | None = None
     """At most so many training rows a task (validation not counted), spread evenly over classes."""
     test_limit: Count | None = None
@@ -97,8 +97,8 @@ class StreamSettings(Section):
     shots: Count | None = None
     """Exactly so many training rows a class (16 in the few-shot protocols); not together with train_limit."""
     order: Order | None = None
-    """Order of classes, groups or tasks: drawn by the seed, or as given. Default: seed for one data set, given for `tasks`,
-    `groups` and `rotations`."""
+    """Order of classes, groups or tasks: drawn by the seed, or as given. Default: seed for one data set, given for
+    `tasks`, `groups` and `rotations`."""
 
     @model_validator(mode="after")
     def _together(self) -> StreamSettings:

@@ -32,7 +32,7 @@ def evaluate(learner: Learner) -> Row:
 
 
 def candidates(learner: Learner, task: Task) -> list[int]:
-    """Return the classes a task's test examples are ranked among: those that can be answered and that the stream allows."""
+    """Return the classes a task's test examples are ranked among: what can be answered, as the stream allows."""
     known = learner.objective.known()
     if learner.method.oracle or learner.stream.candidates == "task":
         return sorted(known & set(task.classes))

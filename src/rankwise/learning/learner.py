@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rankwise.adapters import Bank, Change, Gate, attach, banks_of, grow, learn_base, pick_sites, using
 from rankwise.config import Config
-from rankwise.errors import ConflictError
+from rankwise.errors import ConflictError, UsageError
 from rankwise.learning.processes import Processes
 from rankwise.learning.recipe import Method, Phase, check_phases
 from rankwise.models import Backbone
@@ -168,6 +168,11 @@ class Learner:
     def enter_phase(self, phase: Phase) -> None:
         """Let the parameters of `phase` learn, with a fresh optimiser."""
         self.phase = phase
+        if not self.live():
+            raise UsageError(
+                f"method {self.method.slug!r} with objective.head = {self.objective.settings.head!r} has nothing "
+                "to learn; set train.steps = 0 to score it as it is, or objective.head = \"cosine\""
+            )
         self.optimizer = self._optimizer()
 
     def end_task(self, task: Task) -> None:

@@ -235,8 +235,8 @@ def summary(
 def diagnostics_change(rows: Sequence[Sequence[Mapping[str, Sequence[float]]]]) -> dict[str, list[float | None]]:
     """Return, by name, how far what the branches reported on each task has moved since it was learnt.
 
-    rows[t][j]: name -> values, reported on task j after learning task t. The change is sum_i |last_i - first_i|, values that
-    a later row has more of counting from 0; for shares of a mixture that is twice the share that was routed elsewhere.
+    rows[t][j]: name -> values, reported on task j after learning task t. The change is sum_i |last_i - first_i|, values
+    that a later row has more of counting from 0; for shares of a mixture, twice the share that was routed elsewhere.
     """
     names = sorted({name for row in rows for cell in row for name in cell})
     return {name: [_moved(rows, j, name) for j in range(len(rows[0]))] for name in names}

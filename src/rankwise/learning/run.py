@@ -83,7 +83,7 @@ def _learn(learner: Learner, ledger: Ledger, watch: Watch, task: Task, progress:
     if progress.step == 0:
         learner.begin_task(task)
     for phase, first, last in _phases(learner.method.phases, steps):
-        if progress.step >= last and steps:
+        if progress.step >= last:
             continue
         if progress.step == first:
             learner.enter_phase(phase)

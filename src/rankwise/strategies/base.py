@@ -122,13 +122,13 @@ def check_together(strategies: Sequence[Strategy], *, sequence: bool, oracle: bo
     for strategy in strategies:
         if strategy.needs_sequence and not sequence:
             raise ConflictError(
-                f"strategy {strategy.name!r} and order = 'at-once' (joint training): every step sees every task, so there "
-                f"is no past to protect; remove {strategy.name!r} or choose a method that learns task by task"
+                f"strategy {strategy.name!r} and order = 'at-once' (joint training): every step sees every task, so "
+                f"there is no past to protect; remove {strategy.name!r} or choose a method that learns task by task"
             )
         if strategy.brings_batches and oracle:
             raise ConflictError(
-                f"strategy {strategy.name!r} and oracle = true: each task has a block of its own, so earlier examples have "
-                f"nothing to teach the current one; remove {strategy.name!r} or choose a method whose tasks share blocks"
+                f"strategy {strategy.name!r} and oracle = true: each task has a block of its own, so earlier examples "
+                f"have nothing to teach the current one; remove {strategy.name!r} or choose a method with shared blocks"
             )
         for resource, mode in strategy.writes.items():
             name, before = writers.get(resource, (strategy.name, "add"))

@@ -161,8 +161,8 @@ class Task:
 class Stream:
     """Tasks in order over one numbering of classes.
 
-    `candidates` says which classes a test row is ranked among: all seen so far, those of its own task, or all that can be
-    named (class-name rows can name classes of tasks still to come: X-TAIL).
+    `candidates` says which classes a test row is ranked among: all seen so far, those of its own task, or all that can
+    be named (class-name rows can name classes of tasks still to come: X-TAIL).
     `record` is plain JSON and enough to build the same stream again: class order, seed, sizes, validation ids, file
     hashes.
     """
@@ -180,7 +180,9 @@ class Stream:
         if not self.tasks:
             raise DataError(f"stream '{self.name}': no tasks; give at least one")
         if self.candidates not in ("seen", "task", "all"):
-            raise DataError(f"stream '{self.name}': candidates must be 'seen', 'task' or 'all', got '{self.candidates}'")
+            raise DataError(
+                f"stream '{self.name}': candidates must be 'seen', 'task' or 'all', got '{self.candidates}'"
+            )
         _refuse_repeats(f"stream '{self.name}': task name", [task.name for task in self.tasks])
         _refuse_repeats(f"stream '{self.name}': class name", list(self.class_names))
         for position, task in enumerate(self.tasks):

@@ -15,7 +15,14 @@ from rankwise.streams.base import Stream
 from rankwise.streams.digits import digits
 from rankwise.streams.rows import Rows
 from rankwise.streams.sampling import Sampling, generator, stratified
-from rankwise.streams.scenarios import Domain, class_incremental, cross_domain, domain_incremental, domains_by_column, rotated
+from rankwise.streams.scenarios import (
+    Domain,
+    class_incremental,
+    cross_domain,
+    domain_incremental,
+    domains_by_column,
+    rotated,
+)
 from rankwise.streams.sources import choose_part, parts
 from rankwise.streams.tables import WHOLE, Parts
 
@@ -54,7 +61,9 @@ def build_stream(
     [(0, 1, 2, 3, 4), (5, 6, 7, 8, 9)]
 
     """
-    checked = settings if isinstance(settings, StreamSettings) else parse(StreamSettings, settings, f"{source}, [stream]")
+    checked = (
+        settings if isinstance(settings, StreamSettings) else parse(StreamSettings, settings, f"{source}, [stream]")
+    )
     reader = _Reader(checked, Path(root), data or {}, [])
     stream = _from_tasks(checked, seed, reader) if checked.tasks else _from_one(checked, seed, reader)
     record = {**stream.record, "test_cuts": reader.cuts, "settings": checked.model_dump(exclude_none=True)}
@@ -161,4 +170,3 @@ def _from_tasks(settings: StreamSettings, seed: int, reader: _Reader) -> Stream:
         return domain_incremental(domains, seed=seed, name=settings.name, order=order)
     candidates = "task" if kind == "task-incremental" else "all"
     return cross_domain(domains, seed=seed, name=settings.name, order=order, candidates=candidates)
-

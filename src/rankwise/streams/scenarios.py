@@ -141,8 +141,8 @@ def cross_domain(
 ) -> Stream:
     """A data set a task; class ids are offset in task order. A class name that two data sets share becomes `task/name`.
 
-    candidates: `all` ranks among every class that can be named (X-TAIL's setting; without class-name rows: all data sets
-    seen so far), `seen` among the data sets seen so far in any case, `task` within the data set (MTIL's).
+    candidates: `all` ranks among every class that can be named (X-TAIL's setting; without class-name rows: all data
+    sets seen so far), `seen` among the data sets seen so far in any case, `task` within the data set (MTIL's).
     """
     domains = _ordered(list(domains), seed, order, "tasks")
     own = [domain.train.names() for domain in domains]

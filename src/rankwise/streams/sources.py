@@ -17,7 +17,16 @@ import datasets.exceptions
 from rankwise.errors import DataError, nearest
 from rankwise.streams.digests import folder_sha256, rows_sha256
 from rankwise.streams.rows import Label, Rows, Table, rows_of
-from rankwise.streams.tables import WHOLE, Parts, from_arrays, parts_by_column, read_csv, read_jsonl, read_npz, read_parquet
+from rankwise.streams.tables import (
+    WHOLE,
+    Parts,
+    from_arrays,
+    parts_by_column,
+    read_csv,
+    read_jsonl,
+    read_npz,
+    read_parquet,
+)
 
 READERS: dict[str, Callable[[Path, str, str | None], Parts]] = {
     ".jsonl": read_jsonl,

@@ -171,7 +171,7 @@ class Learner:
         if not self.live():
             raise UsageError(
                 f"method {self.method.slug!r} with objective.head = {self.objective.settings.head!r} has nothing "
-                "to learn; set train.steps = 0 to score it as it is, or objective.head = \"cosine\""
+                'to learn; set train.steps = 0 to score it as it is, or objective.head = "cosine"'
             )
         self.optimizer = self._optimizer()
 

@@ -123,7 +123,8 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor, shared."""
     import torch
 
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    array: Any = tensor.reshape(-1).view(torch.uint8).numpy()  # a buffer, which its stubs do not say
+    return memoryview(array)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +32,10 @@ class Finished:
     done: subprocess.CompletedProcess[str]
 
 
+def listen() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def start() -> Callable[..., subprocess.Popen[str]]:
     """Start the real command in a process of its own."""
@@ -38,7 +43,9 @@ def start() -> Callable[..., subprocess.Popen[str]]:
     def started(*arguments: object) -> subprocess.Popen[str]:
         line = [sys.executable, "-m", "rankwise", *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(line, env=os.environ | {"PYTHONPATH": str(SOURCE)}, text=True, **pipes)
+        environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+        # Where the tests run in the background, the shell has SIGINT ignored, and a child would inherit that.
+        return subprocess.Popen(line, env=environment, text=True, preexec_fn=listen, **pipes)
 
     return started
 

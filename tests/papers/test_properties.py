@@ -218,7 +218,6 @@ def size_of(method: Method, site: Site, tasks: int) -> int:
     formulas = {
         "rank * (in + out) a site": once,
         "rank * (in + out) a site and task": once * tasks,
-        "tasks * rank * (in + out) a site": once * tasks,
         "rank * (in + out) a site and task; tasks * rank * (in + out) stored": once * tasks,
     }
     return formulas[method.parameters]

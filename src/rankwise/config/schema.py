@@ -19,7 +19,7 @@ class ModelSettings(Section):
 
     name: str = Field(default="embedded:vit", min_length=1)
     """embedded:vit (in the package), minilm (extra `text`), a folder, or a Hugging Face hub id."""
-    pooling: Literal["auto", "mean", "cls", "last", "cls+mean"] = "auto"
+    pooling: Literal["auto", "mean", "cls", "last"] = "auto"
     """How token features become one feature. auto: what suits the architecture."""
     max_length: Count = 128
     """Tokens a text is cut to. Memory grows with it."""

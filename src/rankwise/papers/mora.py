@@ -141,7 +141,7 @@ METHOD = Method(
     identity_at_append="moves",
     mergeable=False,
     peft=None,
-    parameters="tasks * rank * (in + out) a site",
+    parameters="rank * (in + out) a site and task; tasks * rank * (in + out) stored",
     refuses=("merge: the gate depends on the input", "embedding and convolution sites with router = linear"),
     defaults={"train": {"lr": 1e-3}},
 )

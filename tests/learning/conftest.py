@@ -129,7 +129,7 @@ class Small:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """Small runs on a base drawn at random, once a session."""
+    """Small runs on a base drawn at random, made once."""
     folder = tmp_path_factory.mktemp("base") / "vit"
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, image_size=8, patch_size=4

@@ -7,17 +7,16 @@ Writes benchmarks/results/heads.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from _cells import arguments, measured, spread
+
 OUT = Path(__file__).parent / "results" / "heads.json"
 RATE = 3e-3
+KEYS = ("final_average", "forgetting_first_minus_last", "learning_accuracy")
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "linear, seen classes; head": {"head": "linear", "classes": "seen", "predict": "head"},
     "linear, seen classes; means": {"head": "linear", "classes": "seen", "predict": "means"},
@@ -33,27 +32,17 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 def one(job: tuple[str, str, int, int]) -> dict[str, Any]:
     """Run one cell and return its summary."""
-    import rankwise
-
     name, method, seed, steps = job
     train = {"steps": steps, "lr": RATE, "threads": 1}
     config = {"method": method, "seed": seed, "objective": OBJECTIVES[name], "train": train}
-    with tempfile.TemporaryDirectory() as folder:
-        results = rankwise.run(config, out=Path(folder) / "run").results
-    keys = ("final_average", "forgetting_first_minus_last", "learning_accuracy")
-    return {"objective": name, "method": method, "seed": seed, **{key: results[key] for key in keys}}
+    return {"objective": name, "method": method, "seed": seed, **measured(config, KEYS)}
 
 
 def main() -> None:
     """Run all cells, print the table and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--jobs", type=int, default=2)
-    asked = parser.parse_args()
+    asked = arguments(__doc__)
     jobs = [(n, m, s, asked.steps) for n in OBJECTIVES for m in ("lora", "mora") for s in range(asked.seeds)]
-    with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
-        cells = list(pool.map(one, jobs))
+    cells = spread(one, jobs, asked.jobs)
     for name in OBJECTIVES:
         print(f"{name:50}", *(f"{method} {mean(cells, name, method)}" for method in ("lora", "mora")), sep="  ")
     record = {"steps": asked.steps, "lr": RATE, "seeds": asked.seeds, "machine": platform.platform(), "cells": cells}
@@ -65,8 +54,7 @@ def main() -> None:
 def mean(cells: list[dict[str, Any]], name: str, method: str) -> str:
     """Write final / forgetting / learning, averaged over seeds."""
     own = [cell for cell in cells if (cell["objective"], cell["method"]) == (name, method)]
-    keys = ("final_average", "forgetting_first_minus_last", "learning_accuracy")
-    return " / ".join(f"{sum(cell[key] for cell in own) / len(own):.2f}" for key in keys)
+    return " / ".join(f"{sum(cell[key] for cell in own) / len(own):.2f}" for key in KEYS)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,12 @@ benchmarks/results/margin.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from _cells import arguments, measured, spread
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 VALIDATION = 60  # images a task: 300 in all
@@ -28,8 +26,6 @@ Job = tuple[str, float, int, int]
 
 def one(job: Job) -> dict[str, Any]:
     """Run one cell and return its summary."""
-    import rankwise
-
     method, rate, seed, steps = job
     config: dict[str, Any] = {
         "method": "linear-probe" if method == "frozen" else method,
@@ -39,8 +35,6 @@ def one(job: Job) -> dict[str, Any]:
     }
     if method == "frozen":
         config["objective"] = {"predict": "means"}
-    with tempfile.TemporaryDirectory() as folder:
-        results = rankwise.run(config, out=Path(folder) / "run").results
     keys = (
         "final_average",
         "forgetting_first_minus_last",
@@ -48,7 +42,7 @@ def one(job: Job) -> dict[str, Any]:
         "validation_final_average",
         "wall_seconds",
     )
-    return {"method": method, "lr": rate, "seed": seed, **{key: results[key] for key in keys}}
+    return {"method": method, "lr": rate, "seed": seed, **measured(config, keys)}
 
 
 def jobs(seeds: int, steps: int) -> list[Job]:
@@ -120,13 +114,8 @@ def text(interval: tuple[float, float, float, int] | None) -> str:
 
 def main() -> None:
     """Run all cells and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--jobs", type=int, default=2)
-    asked = parser.parse_args()
-    with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
-        cells = list(pool.map(one, jobs(asked.seeds, asked.steps)))
+    asked = arguments(__doc__)
+    cells = spread(one, jobs(asked.seeds, asked.steps), asked.jobs)
     rows = table(cells, asked.seeds)
     differences = pairs(rows)
     show(rows, differences)

@@ -420,7 +420,6 @@ def code_lines(page: Path) -> Iterator[str]:
 
 # The command line: light, and as the pages say.
 
-needs_cli = pytest.mark.skipif(not (PACKAGE / "cli" / "__init__.py").is_file(), reason="no command line yet")
 COMMAND = "import sys; sys.argv[0] = 'rankwise'; from rankwise.cli import main; sys.exit(main())"
 
 
@@ -430,13 +429,11 @@ def in_fresh_python(code: str, *arguments: str) -> subprocess.CompletedProcess[s
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-@needs_cli
 def test_the_command_line_loads_nothing_heavy() -> None:
     done = in_fresh_python(f"import sys, rankwise.cli; print([m for m in {HEAVY!r} if m in sys.modules])")
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stdout + done.stderr
 
 
-@needs_cli
 def test_help_answers_at_once() -> None:
     """Seconds of processor time, median of three: on a busy machine the clock on the wall measures the neighbours.
 
@@ -455,7 +452,6 @@ def processor_seconds(*arguments: str) -> float:
     return (after.children_user - before.children_user) + (after.children_system - before.children_system)
 
 
-@needs_cli
 def test_pages_name_commands_that_exist() -> None:
     shown = {line for page in pages() for line in code_lines(page)}
     verbs = {match for line in shown for match in re.findall(r"(?:^|[\s/])rankwise ([a-z]+)(?=\s|$)", line)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,11 +62,11 @@ def write(chart: altair.LayerChart, path: str | Path) -> None:
 
 
 def _altair() -> Any:
-    try:
-        import altair
-        import vl_convert  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError as error:
-        raise UsageError(f"plots need {error.name}; pip install 'rankwise[report]'") from None
+    for name in ("altair", "vl_convert"):  # the second draws for the first, which would miss it only when it writes
+        if find_spec(name) is None:
+            raise UsageError(f"plots need {name}; pip install 'rankwise[report]'")
+    import altair
+
     return altair
 
 

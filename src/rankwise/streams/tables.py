@@ -125,7 +125,10 @@ def read_parquet(path: Path, name: str, column: str | None) -> Parts:
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{name}: not a readable parquet file ({error}); it may be cut short: copy it again") from error
     files = (file_entry(path, name, held.num_rows),)
-    read: Callable[[str], Any] = lambda column_name: held.column(column_name).to_pylist()  # noqa: E731
+
+    def read(wanted: str) -> list[Any]:
+        return held.column(wanted).to_pylist()
+
     return parts_by_column(Table(name, tuple(held.column_names), read, range(held.num_rows), {}, files), column)
 
 

@@ -13,7 +13,8 @@ import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
 import rankwise
-from rankwise.errors import UsageError
+from rankwise.errors import StorageError, UsageError
+from rankwise.learning.ledger import Ledger
 from rankwise.learning.run import Watch
 
 WORDS = ["cat", "dog", "pine", "oak", "rain", "snow", "bus", "ship", "a", "the", "big", "old"]
@@ -154,3 +155,11 @@ def test_a_method_with_nothing_to_learn_is_refused_unless_it_only_scores(tmp_pat
     with pytest.raises(UsageError, match=r"has nothing to learn; set train.steps = 0"):
         rankwise.run({**config, "train": {"steps": 1}}, out=tmp_path / "a")
     assert rankwise.run({**config, "train": {"steps": 0}}, out=tmp_path / "b").results["steps"] == 0
+
+
+def test_the_record_of_a_large_stream_can_be_read_again(tmp_path):
+    ledger, stream = Ledger(tmp_path), {"validation": list(range(1_000_000))}
+    ledger.write_json("environment.json", {"stream": stream, "base": {}})
+    ledger.refuse_changed(stream, {})
+    with pytest.raises(StorageError, match="the stream has changed"):
+        ledger.refuse_changed({"validation": []}, {})

@@ -22,6 +22,8 @@ from rankwise.storage import newest_valid, read_folder, sweep, write_folder
 from rankwise.tensors import load_tensors, tensor_writer
 
 PACKAGES = ("rankwise", "torch", "transformers", "accelerate", "safetensors", "datasets", "numpy", "scikit-learn")
+LARGEST_RECORD = 1 << 30
+"""Bytes of environment.json: it lists every validation row, and a stream may have millions."""
 KEEP = 2
 """Snapshots kept within a task; those at task ends all stay."""
 
@@ -64,7 +66,7 @@ class Ledger:
 
     def refuse_changed(self, stream: Mapping[str, Any], base: Mapping[str, Any]) -> None:
         """Raise StorageError if the data or the base are not those the run was started with."""
-        saved = load_json(self.path / "environment.json")
+        saved = load_json(self.path / "environment.json", max_bytes=LARGEST_RECORD)
         for what, now in (("stream", stream), ("base", base)):
             if saved.get(what) != json.loads(json.dumps(now)):
                 raise StorageError(

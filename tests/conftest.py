@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,52 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of real data at {folder} (set RANKWISE_SHARED to use another)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def writers(tmp_path_factory) -> Callable[[str], Path]:
+    """Folders of tiny random language models by kind (gpt2, llama, qwen, gemma, t5), each with a tokenizer of words.
+
+    The tokenizer has no padding token; "." is its end of text for all but t5, whose prompts end with it too.
+    """
+    made: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp(kind)
+            _write_language_model(kind, made[kind])
+        return made[kind]
+
+    return folder
+
+
+TEXT = "? . the cat dog sits runs on a mat far away yes no question answer : good bad , red blue"
+WORDS = {word: place for place, word in enumerate(TEXT.split())}
+
+
+def _write_language_model(kind: str, folder: Path) -> None:
+    import torch
+    import transformers as t
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    common = {"vocab_size": len(WORDS), "bos_token_id": None, "eos_token_id": 1, "pad_token_id": None}
+    llama = {**size, **common, "num_key_value_heads": 1, "max_position_embeddings": 64}
+    t5 = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
+    torch.manual_seed(11)
+    model = {
+        "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(n_positions=64, n_embd=16, n_layer=2, n_head=2, **common)),
+        "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**llama)),
+        "qwen": lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**llama, head_dim=8)),
+        "gemma": lambda: t.GemmaForCausalLM(t.GemmaConfig(**{**llama, "head_dim": 8})),
+        "t5": lambda: t.T5ForConditionalGeneration(t.T5Config(**{**common, **t5, "pad_token_id": 0})),
+    }[kind]()
+    with torch.no_grad():
+        for parameter in model.parameters():  # a fresh model says one word for ever: give it something to say
+            parameter.add_(torch.randn(parameter.shape) * 0.5)
+    model.save_pretrained(folder)
+    words = Tokenizer(models.WordLevel(WORDS, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    if kind == "t5":
+        words.post_processor = processors.TemplateProcessing(single="$A .", special_tokens=[(".", 1)])
+    t.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", eos_token=".").save_pretrained(folder)

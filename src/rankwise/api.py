@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from rankwise import papers
-from rankwise.adapters import Change, Gate, attach, bare, detach, fold, grow, pick_sites, refuse_adapted, store
+from rankwise.adapters import (
+    Branch,
+    Change,
+    Gate,
+    Init,
+    adapter_of,
+    attach,
+    bare,
+    detach,
+    fold,
+    forget_edits,
+    grow,
+    pick_sites,
+    refuse_adapted,
+    store,
+)
+from rankwise.adapters.branch import own_settings
+from rankwise.adapters.inits import INITS
 from rankwise.config import AdapterSettings, Config, merged, parse, parse_record, read_config
 from rankwise.errors import StorageError, UsageError, nearest
 from rankwise.learning.learner import Learner
@@ -24,7 +41,7 @@ from rankwise.learning.run import run as learn
 from rankwise.models import Backbone, fingerprint, load_backbone
 from rankwise.objectives import Classify, name_rows
 from rankwise.storage import write_folder
-from rankwise.strategies import STRATEGIES
+from rankwise.strategies import STRATEGIES, Strategy
 from rankwise.streams import build
 from rankwise.surgery.peft import from_peft, is_peft, to_peft
 
@@ -70,7 +87,7 @@ def adapt(
         seed: of the starting values.
         data: examples, for methods that start from data; none does yet.
         gate: settings of the method's gate, as under [adapter.gate] of a config.
-        settings: other fields of [adapter]: layers, exclude, scale, dropout, init.
+        settings: other fields of [adapter]: layers, exclude, scale, dropout, init, form.
 
     Raises:
         UsageError: an unknown method, setting or site, or a method without an adapter; `base` is as it was then.
@@ -91,7 +108,9 @@ def adapt(
     if adapter.growth is not None:
         raise UsageError("growth belongs to a run, where tasks follow each other; leave it out of adapt")
     places = pick_sites(base, adapter.sites, layers=adapter.layers, exclude=adapter.exclude)
-    attach(base, places, chosen.branch(adapter, gate_of(chosen, adapter)), {"method": method, "seed": seed})
+    branch = branch_of(chosen, adapter)
+    record = {"fingerprint": fingerprint(base)} if branch.init.residual else {}  # before it is edited
+    attach(base, places, branch, {"method": method, "seed": seed, **record})
     grow(base, [Change("append", FIRST_BLOCK, rank)], seed)
     return base
 
@@ -120,7 +139,7 @@ def load(base: nn.Module, path: str | Path) -> nn.Module:
         raise StorageError(f"{path}: learnt on a base with fingerprint {str(expected)[:12]}, this one has {found[:12]}")
     chosen = papers.method(saved.record["method"])
     adapter = parse(AdapterSettings, saved.record["branch"], f"{path}/adapter.json")
-    store.install(base, chosen.branch(adapter, gate_of(chosen, adapter)), saved)
+    store.install(base, replace(branch_of(chosen, adapter), scale=adapter.scale), saved)
     return base
 
 
@@ -132,6 +151,7 @@ def merge(model: nn.Module, *, blocks: Sequence[str] | None = None) -> nn.Module
 
     """
     fold(model, blocks)
+    forget_edits(model)
     return detach(model)
 
 
@@ -143,14 +163,74 @@ def export(model: nn.Module, path: str | Path, *, to: str = "peft", base_name: s
 
 
 def base_fingerprint(model: nn.Module) -> str:
-    """Return the fingerprint of the base under an adapter."""
+    """Return the fingerprint of the base under an adapter, as it was before the adapter edited it."""
+    if "fingerprint" in adapter_of(model).record:
+        return adapter_of(model).record["fingerprint"]
     with bare(model) as base:
         return fingerprint(base)
 
 
-def gate_of(method: Method, settings: AdapterSettings) -> Gate:
-    """Make the method's gate from [adapter.gate], refusing unknown keys."""
-    return parse_record(method.gate, settings.gate, f"adapter.gate of method {method.slug!r}")
+def branch_of(method: Method, settings: AdapterSettings) -> Branch:
+    """Make the method's branch from [adapter], refusing unknown keys."""
+    where = f"of method {method.slug!r}"
+    known = own_settings(method.form)
+    for key in settings.form:
+        if key not in known:
+            raise UsageError(f"adapter.form {where}: unknown key {key!r}; {nearest(key, known)}")
+    form = parse_record(method.form, settings.form, f"adapter.form {where}")
+    gate: Gate = parse_record(method.gate, settings.gate, f"adapter.gate {where}")
+    scale = method.scaling(settings.scale, settings.rank)
+    return replace(form, gate=gate, scale=scale, dropout=settings.dropout, init=init_of(method, settings.init))
+
+
+def init_of(method: Method, name: str | None) -> Init:
+    """Return the start called `name`: a common one, or the one a method brings along; None: the method's own."""
+    if name is None or name == method.init.name:
+        return method.init
+    if name in INITS:
+        return INITS[name]
+    brought = {slug: papers.method(slug).init for slug in papers.slugs()}
+    brought = {slug: init for slug, init in brought.items() if init.name not in INITS}
+    if name not in brought:
+        raise UsageError(f"adapter.init = {name!r}: no such init; {nearest(name, [*INITS, *brought])}")
+    return brought[name]
+
+
+def part_of(kind: str) -> type[Strategy]:
+    """Return the part called `kind`: a strategy, or the dynamics of a method."""
+    if kind in STRATEGIES:
+        return STRATEGIES[kind]
+    brought = {slug: part for slug in papers.slugs() if (part := papers.method(slug).dynamics) is not None}
+    if kind not in brought:
+        raise UsageError(f"strategy {kind!r} does not exist; {nearest(kind, [*STRATEGIES, *brought])}")
+    return brought[kind]
+
+
+def parts_of(config: Config, method: Method) -> list[Strategy]:
+    """Make the parts of a run: its strategies in order, then the dynamics."""
+    made = [_part(settings, config.seed, "strategy") for settings in config.strategy]
+    names = [part.name for part in made]
+    if len(set(names)) < len(names):
+        raise UsageError(f"strategy: {names} names a kind twice; give each once")
+    dynamics = dynamics_of(config.adapter, method)
+    return [*made, *([_part(dynamics, config.seed, "adapter.dynamics")] if dynamics else [])]
+
+
+def dynamics_of(settings: AdapterSettings, method: Method) -> dict[str, Any]:
+    """Return the settings of the dynamics with their kind: the one configured, or the method's own; {} for none."""
+    own = {} if method.dynamics is None else {"kind": method.dynamics.name}
+    found = {**own, **settings.dynamics}
+    if found and "kind" not in found:
+        raise UsageError(f"adapter.dynamics: method {method.slug!r} has none of its own; name one with kind = ...")
+    return found
+
+
+def _part(settings: Mapping[str, Any], seed: int, where: str) -> Strategy:
+    if "kind" not in settings:
+        raise UsageError(f"{where}: 'kind' is missing; add kind = ...")
+    part = part_of(settings["kind"])
+    values = {key: value for key, value in settings.items() if key != "kind"}
+    return part(parse_record(part.Settings, values, f"{where} {part.name!r}"), seed)
 
 
 def resolve(
@@ -162,9 +242,26 @@ def resolve(
     given = parse(Config, raw, where)
     method = papers.method(given.method)
     config = parse(Config, merged(method.defaults, raw), where)
-    gate = gate_of(method, config.adapter)
-    filled = {"adapter": {"gate": {f.name: getattr(gate, f.name) for f in fields(gate)}}}  # pyright: ignore[reportArgumentType]
-    return parse(Config, merged(config.model_dump(exclude_none=True), filled), where), method
+    branch, dynamics = branch_of(method, config.adapter), dynamics_of(config.adapter, method)
+    made = branch.record()
+    adapter = {"init": made["init"], "gate": asdict_of(branch.gate), "form": made["form"]}
+    if dynamics:
+        adapter["dynamics"] = _filled(dynamics, config.seed, "adapter.dynamics")
+    parts = [_filled(settings, config.seed, "strategy") for settings in config.strategy]
+    whole = merged(config.model_dump(exclude_none=True), {"adapter": adapter, "strategy": parts})
+    return parse(Config, whole, where), method
+
+
+def asdict_of(gate: Gate) -> dict[str, Any]:
+    """Return a gate's settings as JSON values."""
+    return dict(vars(gate))
+
+
+def _filled(settings: Mapping[str, Any], seed: int, where: str) -> dict[str, Any]:
+    """Return the settings of a part, complete."""
+    part = _part(settings, seed, where)
+    values = {key: value for key, value in asdict(part.settings).items() if value is not None}
+    return {"kind": part.name, **values}
 
 
 def run(
@@ -196,7 +293,7 @@ def run(
     learner = learner_of(complete, method, data)
     with _writing(learner, ledger):
         if learner.processes.first:
-            ledger.open(complete, learner.stream.record, _base(learner.backbone))
+            ledger.open(complete, learner.stream.record, base_record(learner.backbone))
         return _go(learner, ledger, watch or Watch())
 
 
@@ -207,14 +304,19 @@ def resume(path: str | Path, *, watch: Watch | None = None, data: Mapping[str, A
         StorageError: no run is there, or the base or data have changed since it was started.
 
     """
+    ledger, learner = reopened(path, data)
+    with _writing(learner, ledger):
+        return _go(learner, ledger, watch or Watch())
+
+
+def reopened(path: str | Path, data: Mapping[str, Any] | None = None) -> tuple[Ledger, Learner]:
+    """Put the parts of a saved run together again, on the base and data it was started with; see `resume`."""
     ledger = Ledger(Path(path))
     if not (ledger.path / "config.toml").is_file():
-        raise StorageError(f"{path}: no run to resume (config.toml is missing); start one with `rankwise run`")
-    complete, method = resolve(ledger.path / "config.toml")
-    learner = learner_of(complete, method, data)
-    with _writing(learner, ledger):
-        ledger.refuse_changed(learner.stream.record, _base(learner.backbone))
-        return _go(learner, ledger, watch or Watch())
+        raise StorageError(f"{path}: no run there (config.toml is missing); start one with `rankwise run`")
+    learner = learner_of(*resolve(ledger.path / "config.toml"), data)
+    ledger.refuse_changed(learner.stream.record, base_record(learner.backbone))
+    return ledger, learner
 
 
 def learner_of(config: Config, method: Method, data: Mapping[str, Any] | None = None) -> Learner:
@@ -229,8 +331,8 @@ def learner_of(config: Config, method: Method, data: Mapping[str, Any] | None = 
         )
     names = name_rows(backbone, stream.class_names, config.seed) if config.objective.head == "names" else None
     objective = Classify(config.objective, backbone.dim, config.seed, names)
-    strategies = [STRATEGIES[settings.kind][1](settings, config.seed) for settings in config.strategy]
-    return Learner(config, method, gate_of(method, config.adapter), backbone, stream, objective, strategies, processes)
+    branch, parts = branch_of(method, config.adapter), parts_of(config, method)
+    return Learner(config, method, branch, backbone, stream, objective, parts, processes)
 
 
 def default_folder(config: Config) -> Path:
@@ -242,7 +344,7 @@ def default_folder(config: Config) -> Path:
 
 def _go(learner: Learner, ledger: Ledger, watch: Watch) -> Run:
     progress = learn(learner, ledger, watch)
-    results = finish(learner, progress, ledger, _base(learner.backbone))
+    results = finish(learner, progress, ledger, base_record(learner.backbone))
     return Run(ledger.path, results, learner.backbone.module)
 
 
@@ -250,7 +352,8 @@ def _writing(learner: Learner, ledger: Ledger) -> AbstractContextManager[None]:
     return ledger.locked() if learner.processes.first else nullcontext()
 
 
-def _base(backbone: Backbone) -> dict[str, str]:
+def base_record(backbone: Backbone) -> dict[str, str]:
+    """Return what a run and its adapter say of the base they belong to."""
     return {"name": backbone.name, "fingerprint": backbone.fingerprint}
 
 

@@ -177,7 +177,7 @@ def test_a_run_is_not_started_where_one_is(small, stopped, tmp_path):
 
 
 def test_resume_needs_a_run(tmp_path):
-    with pytest.raises(StorageError, match="no run to resume"):
+    with pytest.raises(StorageError, match="no run there"):
         rankwise.resume(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
 

@@ -38,14 +38,14 @@ def objective(**settings: Any) -> Classify:
 
 def begin(target: Classify, classes: tuple[int, ...], learn: tuple[int, ...] | None = None) -> None:
     features, labels = data(classes)
-    target.begin_task(classes, classes if learn is None else learn, features if target.wants_features else None, labels)
+    target.open(classes, classes if learn is None else learn, features if target.wants_features else None, labels)
 
 
 def after_two_tasks(**settings: Any) -> Classify:
     target = objective(**settings)
     for domain, classes in enumerate((FIRST, SECOND)):
         begin(target, classes)
-        target.end_task(classes, domain, *data(classes))
+        target.close(classes, domain, *data(classes))
     return target
 
 
@@ -68,21 +68,21 @@ def test_the_loss_is_cross_entropy_over_the_columns_of_the_ranked_classes(head, 
     else:
         logits = 16.0 * F.normalize(features, dim=1) @ F.normalize(weight, dim=1).T
     expected = F.cross_entropy(logits, torch.tensor([order.index(c) for c in labels.tolist()]), reduction="none")
-    torch.testing.assert_close(target.losses(features, labels, classes), expected)
+    torch.testing.assert_close(target.cross_entropy(features, labels, classes), expected)
 
 
 def test_the_order_of_the_ranked_classes_does_not_matter():
     target = after_two_tasks()
     features, labels = data(SECOND)
-    one, other = (target.losses(features, labels, order) for order in ((1, 3, 7), (7, 3, 1)))
+    one, other = (target.cross_entropy(features, labels, order) for order in ((1, 3, 7), (7, 3, 1)))
     torch.testing.assert_close(one, other)
 
 
 def test_each_example_has_its_own_loss_so_that_cuts_add_up():
     target = after_two_tasks()
     features, labels = data(SECOND)
-    whole = target.losses(features, labels, SECOND)
-    parts = [target.losses(features[a:b], labels[a:b], SECOND) for a, b in ((0, 7), (7, 8), (8, 30))]
+    whole = target.cross_entropy(features, labels, SECOND)
+    parts = [target.cross_entropy(features[a:b], labels[a:b], SECOND) for a, b in ((0, 7), (7, 8), (8, 30))]
     assert whole.shape == (30,)
     torch.testing.assert_close(torch.cat(parts), whole)
 
@@ -95,24 +95,24 @@ def test_the_scale_is_that_of_the_settings():
     index = torch.tensor([FIRST.index(c) for c in labels.tolist()])
     for target, scale in ((sharp, 32.0), (flat, 1.0)):
         expected = F.cross_entropy(scale * logits, index, reduction="none")
-        torch.testing.assert_close(target.losses(features, labels, FIRST), expected)
+        torch.testing.assert_close(target.cross_entropy(features, labels, FIRST), expected)
 
 
 def test_labels_outside_the_ranked_classes_are_refused_by_name():
     target = after_two_tasks()
     features, labels = data(FIRST)
     with pytest.raises(DataError, match=r"labels \[4, 7\] are not among the classes \[2, 1\]"):
-        target.losses(features, labels, (2, 1))
+        target.cross_entropy(features, labels, (2, 1))
 
 
 def test_the_loss_falls_when_features_move_along_its_gradient():
     target = after_two_tasks()
     features, labels = data(FIRST)
     features.requires_grad_()
-    before = target.losses(features, labels, FIRST + SECOND).sum()
+    before = target.cross_entropy(features, labels, FIRST + SECOND).sum()
     before.backward()
     assert features.grad is not None
-    after = target.losses(features.detach() - 0.01 * features.grad, labels, FIRST + SECOND).sum()
+    after = target.cross_entropy(features.detach() - 0.01 * features.grad, labels, FIRST + SECOND).sum()
     assert after < before
 
 
@@ -130,7 +130,7 @@ def test_only_the_rows_of_the_task_learn(head):
     assert sum(p.numel() for p in target.parameters()) == len(SECOND) * (DIM + (head == "linear"))
     for _ in range(5):
         rule.zero_grad()
-        target.losses(features, labels, FIRST + SECOND).mean().backward()
+        target.cross_entropy(features, labels, FIRST + SECOND).mean().backward()
         rule.step()
     assert torch.equal(rows(target, FIRST), old)
     assert not any(tensor.requires_grad for tensor in target.head.bank.frozen.tensors().values())
@@ -142,7 +142,7 @@ def test_a_row_outside_the_ranked_classes_gets_no_gradient_though_it_may_learn()
     begin(target, FIRST)
     begin(target, SECOND, learn=FIRST + SECOND)
     features, labels = data(SECOND)
-    target.losses(features, labels, SECOND).sum().backward()
+    target.cross_entropy(features, labels, SECOND).sum().backward()
     gradient = target.head.bank.live["weight"].grad
     assert gradient is not None and gradient.shape == (5, DIM)
     where = [target.head.classes.index(c) for c in FIRST]
@@ -154,7 +154,7 @@ def test_a_linear_head_learns_its_biases():
     target = objective(head="linear")
     begin(target, FIRST)
     features, labels = data(FIRST)
-    target.losses(features, labels, FIRST).sum().backward()
+    target.cross_entropy(features, labels, FIRST).sum().backward()
     gradient = target.head.bank.live["bias"].grad
     assert gradient is not None and gradient.shape == (3,) and gradient.abs().min() > 0
 
@@ -165,7 +165,7 @@ def test_rows_given_are_frozen(head):
     assert not list(target.parameters())
     features, labels = data(SECOND)
     features.requires_grad_()
-    target.losses(features, labels, SECOND).sum().backward()
+    target.cross_entropy(features, labels, SECOND).sum().backward()
     assert features.grad is not None and features.grad.norm() > 0
 
 
@@ -193,7 +193,7 @@ def test_rows_of_a_class_that_comes_again_stay():
     begin(target, FIRST)
     before = rows(target, FIRST)
     features, labels = data(FIRST)
-    target.begin_task(FIRST, FIRST, -features, labels)
+    target.open(FIRST, FIRST, -features, labels)
     assert torch.equal(rows(target, FIRST), before) and len(target.head.classes) == 3
 
 
@@ -201,7 +201,7 @@ def test_means_as_rows_are_those_at_the_start_of_the_task():
     target = objective(head="means")
     begin(target, FIRST)
     features, labels = data(FIRST)
-    target.end_task(FIRST, 0, features.flip(1), labels)
+    target.close(FIRST, 0, features.flip(1), labels)
     assert torch.equal(rows(target, FIRST), class_means(features, labels, FIRST))
 
 
@@ -259,7 +259,7 @@ def test_what_is_known_depends_on_who_answers():
         assert target.known() == frozenset()
         begin(target, FIRST)
     assert (means.known(), head.known()) == (frozenset(), frozenset(FIRST))
-    means.end_task(FIRST, 0, *data(FIRST))
+    means.close(FIRST, 0, *data(FIRST))
     assert means.known() == frozenset(FIRST)
 
 
@@ -267,9 +267,9 @@ def test_a_class_seen_in_two_domains_is_answered_in_both():
     target = objective()
     features, labels = data(FIRST)
     begin(target, FIRST)
-    target.end_task(FIRST, 0, features, labels)
+    target.close(FIRST, 0, features, labels)
     alone = (target.answer(-features, FIRST) == labels).float().mean()
-    target.end_task(FIRST, 1, -features, labels)
+    target.close(FIRST, 1, -features, labels)
     assert alone < 0.5
     for domain in (features, -features):
         assert (target.answer(domain, FIRST) == labels).float().mean() > 0.9

@@ -10,7 +10,7 @@ from digit_runs import SMALL, lower_half, read_json, stored
 
 from rankwise import papers
 from rankwise.adapters import banks_of
-from rankwise.api import gate_of, learner_of, resolve
+from rankwise.api import branch_of, learner_of, resolve
 from rankwise.config import merged
 from rankwise.learning.evaluate import score
 from rankwise.learning.learner import Learner
@@ -29,7 +29,7 @@ def alone(stream: Stream, task: int, folder) -> Learner:
     backbone = load_backbone("embedded:vit")
     objective = Classify(config.objective, backbone.dim, config.seed)
     processes = Processes.start(config.train)
-    learner = Learner(config, method, gate_of(method, config.adapter), backbone, only, objective, [], processes)
+    learner = Learner(config, method, branch_of(method, config.adapter), backbone, only, objective, [], processes)
     run(learner, Ledger(folder), Watch())
     return learner
 

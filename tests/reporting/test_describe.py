@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from rankwise.config import ReplaySettings, Section, StreamSettings, TaskSettings
+from rankwise.config import Section, StreamSettings, TaskSettings
 from rankwise.errors import UsageError
 from rankwise.reporting.describe import as_toml, choices, comment, describe, entries, field_docs, table_doc
 
@@ -40,9 +40,9 @@ def test_choices_are_found_inside_unions() -> None:
 
 
 def test_entries_are_the_tables_a_list_may_hold() -> None:
-    assert entries(list[ReplaySettings]) == [ReplaySettings]
+    assert entries(list[TaskSettings]) == [TaskSettings]
     assert entries(Annotated[list[TaskSettings], "note"] | None) == [TaskSettings]
-    assert entries(list[Annotated[ReplaySettings | TaskSettings, "note"]]) == [ReplaySettings, TaskSettings]
+    assert entries(list[Annotated[StreamSettings | TaskSettings, "note"]]) == [StreamSettings, TaskSettings]
     assert entries(list[str]) == []
 
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import pytest
 import torch
 
-from rankwise.config import ReplaySettings
+from rankwise.strategies import ReplaySettings
 from rankwise.errors import ConflictError
-from rankwise.strategies import STRATEGIES, Replay, Strategy, check_together
+from rankwise.strategies import STRATEGIES, Replay, Setting, Strategy, check_together
 from rankwise.strategies.base import Mode
 
 
@@ -30,26 +30,26 @@ def replay(size: int = 10) -> Replay:
 
 
 def test_additions_compose_in_any_number():
-    check_together([], sequence=True)
-    check_together([Adds(), Adds(), replay()], sequence=True)
-    check_together([Adds()], sequence=False)
+    check_together([], Setting())
+    check_together([Adds(), Adds(), replay()], Setting())
+    check_together([Adds()], Setting(sequence=False))
 
 
 @pytest.mark.parametrize("order", [(Adds, Sets), (Sets, Adds), (Sets, Sets)])
 def test_what_one_sets_no_other_may_write(order):
     first, second = (kind() for kind in order)
     with pytest.raises(ConflictError, match=f"strategies '{first.name}' and '{second.name}' both set loss"):
-        check_together([first, second], sequence=True)
+        check_together([first, second], Setting())
 
 
 def test_two_replays_are_refused_by_name():
     with pytest.raises(ConflictError, match="'replay' and 'replay' both set replay buffer; keep one"):
-        check_together([replay(), Adds(), replay(5)], sequence=True)
+        check_together([replay(), Adds(), replay(5)], Setting())
 
 
 def test_a_strategy_that_needs_a_past_is_refused_where_all_tasks_are_learnt_at_once():
     with pytest.raises(ConflictError, match="strategy 'replay' and order = 'at-once'.*remove 'replay'"):
-        check_together([Adds(), replay()], sequence=False)
+        check_together([Adds(), replay()], Setting(sequence=False))
 
 
 def test_hooks_do_nothing_unless_a_strategy_says_otherwise():
@@ -66,6 +66,6 @@ def test_every_strategy_is_listed_under_its_own_name():
 
 def test_rehearsal_beside_blocks_of_their_own_is_refused():
     replay = Replay(ReplaySettings(), 0)
-    check_together([replay], sequence=True)
+    check_together([replay], Setting())
     with pytest.raises(ConflictError, match="strategy 'replay' and oracle = true.*remove 'replay'"):
-        check_together([replay], sequence=True, oracle=True)
+        check_together([replay], Setting(oracle=True))

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor, nn
 
-from rankwise.config import ReplaySettings
+from rankwise.strategies import ReplaySettings
 from rankwise.strategies import Replay, ReplayBuffer
 from rankwise.streams import Batch, Split, Task
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from rankwise.errors import UsageError, nearest
+
+BLOCK = "block"
+"""Axis of tensors that have one entry a block, whatever its ranks."""
 
 
 @dataclass(frozen=True)
@@ -16,9 +19,12 @@ class Spec:
     """One tensor of a bank: the name of each of its axes and the part it plays."""
 
     axes: tuple[str, ...]
-    """Axis names in order, for example ("rank", "in"); exactly one is the axis along which the bank grows."""
+    """Axis names in order, for example ("rank", "in"). The bank grows along one of them: "block", with one entry a
+    block, where that name occurs, and the bank's own axis elsewhere."""
     role: str
-    """What it is for: down, up, router, head, mean."""
+    """What it is for: down, up, gate, core, router, bias, head, mean."""
+    learns: bool = True
+    """False: the tensor is fixed from the start, also while its block is live."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,10 @@ class Blocks:
     labels: tuple[str, ...]
     dims: Mapping[str, int]
     """Tensor name -> position of the growing axis."""
+    widths: tuple[int, ...]
+    """Length of each part on the bank's own axis."""
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors that all sites of the model have in common."""
 
     def __getitem__(self, name: str) -> Tensor:
         """Return tensor `name` over all acting blocks, concatenated along the growing axis."""
@@ -49,10 +59,7 @@ class Blocks:
 
     def split(self, values: Tensor) -> Sequence[Tensor]:
         """Cut `values` [..., R] into one piece a part, so that each meets its own part's tensors."""
-        if len(self.parts) == 1:
-            return (values,)
-        name = next(iter(self.dims))
-        return values.split([part[name].shape[self.dims[name]] for part in self.parts], -1)
+        return (values,) if len(self.parts) == 1 else values.split(list(self.widths), -1)
 
 
 class Packed(nn.Module):
@@ -61,6 +68,10 @@ class Packed(nn.Module):
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         """Hold `tensors` by name."""
         super().__init__()
+        self.hold(tensors)
+
+    def hold(self, tensors: Mapping[str, Tensor]) -> None:
+        """Hold these, too."""
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor)
 
@@ -77,15 +88,18 @@ class Bank(nn.Module):
     `drop`; parameters are new objects afterwards, so an optimiser must be built anew.
     """
 
-    def __init__(self, specs: Mapping[str, Spec], axis: str) -> None:
-        """Make an empty bank of the tensors in `specs`, growing along `axis`."""
+    def __init__(self, specs: Mapping[str, Spec], axis: str, shared: Packed | None = None) -> None:
+        """Make an empty bank of the tensors in `specs`, growing along `axis`, beside what it shares with others."""
         super().__init__()
         self.specs = dict(specs)
         self.axis = axis
-        self.dims = {name: spec.axes.index(axis) for name, spec in specs.items()}
+        self.by_block = {name for name, spec in specs.items() if BLOCK in spec.axes}
+        self.dims = {n: spec.axes.index(BLOCK if n in self.by_block else axis) for n, spec in specs.items()}
         self.blocks: tuple[Block, ...] = ()
         self.frozen = Packed({})
         self.live = nn.ParameterDict()
+        self.fixed = Packed({})  # what does not learn of the live blocks
+        self.shared = Packed({}) if shared is None else shared
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -98,10 +112,14 @@ class Bank(nn.Module):
         return sum(block.size for block in self.blocks)
 
     def append(self, label: str, tensors: Mapping[str, Tensor]) -> None:
-        """Add a live block behind all others, with its starting values; the length is read off the tensors."""
+        """Add a live block behind all others, with its starting values; the length is read off the tensors.
+
+        Tensors with the axis "block" come without it: [...] for one block.
+        """
         if label in self.labels:
             raise UsageError(f"block {label!r} exists already; labels in this bank: {', '.join(self.labels)}")
-        sizes = {tensors[name].shape[dim] for name, dim in self.dims.items()}
+        tensors = {n: tensors[n].unsqueeze(dim) if n in self.by_block else tensors[n] for n, dim in self.dims.items()}
+        sizes = {tensors[n].shape[dim] for n, dim in self.dims.items() if n not in self.by_block} or {1}
         if len(sizes) != 1:
             raise UsageError(f"block {label!r}: tensors disagree on axis {self.axis!r}: {sorted(sizes)}")
         held = self._half(True) or self._half(False)  # a model cast to another dtype keeps it
@@ -117,11 +135,11 @@ class Bank(nn.Module):
     def thaw(self, labels: Iterable[str]) -> None:
         """Make the blocks in `labels` live and all others frozen, keeping the order within each half."""
         wanted = {self._known(label) for label in labels}
-        kept = [block.label for block in self.blocks if block.label not in wanted]
-        moved = [block.label for block in self.blocks if block.label in wanted]
-        self._rearrange([self.positions(label) for label in kept], [self.positions(label) for label in moved])
-        sizes = {block.label: block.size for block in self.blocks}
-        self.blocks = tuple(Block(label, sizes[label], label in wanted) for label in (*kept, *moved))
+        whole = [(block, self.positions(block.label)) for block in self.blocks]
+        self._rearrange(
+            [(Block(b.label, b.size, False), p) for b, p in whole if b.label not in wanted]
+            + [(Block(b.label, b.size, True), p) for b, p in whole if b.label in wanted]
+        )
 
     def select(self, index: Tensor) -> None:
         """Keep only the positions in `index`, in the order they have; emptied blocks disappear."""
@@ -130,8 +148,12 @@ class Bank(nn.Module):
             raise UsageError(f"select: position {outside[0]} is not on axis {self.axis!r}, which has {self.size}")
         cut = [(block, self.positions(block.label)) for block in self.blocks]
         cut = [(block, positions[[p in keep for p in positions.tolist()]]) for block, positions in cut]
-        self._rearrange([p for block, p in cut if not block.live], [p for block, p in cut if block.live])
-        self.blocks = tuple(Block(block.label, len(p), block.live) for block, p in cut if len(p))
+        whole = next(
+            (name for name in self.specs if self.specs[name].axes.count(self.axis) and name in self.by_block), ""
+        )
+        if whole and any(0 < len(p) < block.size for block, p in cut):
+            raise UsageError(f"select: {whole!r} has one entry a block, which cannot lose single positions")
+        self._rearrange([(Block(block.label, len(p), block.live), p) for block, p in cut if len(p)])
 
     def drop(self, label: str) -> None:
         """Remove one block and everything it held."""
@@ -150,10 +172,13 @@ class Bank(nn.Module):
     def view(self, labels: Sequence[str] | None = None) -> Blocks:
         """Return the tensors of the named blocks (None: all; names this bank does not hold are passed over)."""
         chosen = self.blocks if labels is None else tuple(block for block in self.blocks if block.label in labels)
-        parts = self._halves() if len(chosen) == len(self.blocks) else [self._cut(block) for block in chosen]
-        return Blocks(
-            tuple(parts), tuple(block.size for block in chosen), tuple(block.label for block in chosen), self.dims
-        )
+        sizes = tuple(block.size for block in chosen)
+        if len(chosen) == len(self.blocks):
+            parts, widths = self._halves(), tuple(n for n in (self._length(False), self._length(True)) if n)
+        else:
+            parts, widths = [self._cut(block) for block in chosen], sizes
+        labels = tuple(block.label for block in chosen)
+        return Blocks(tuple(parts), sizes, labels, self.dims, widths, self.shared.tensors())
 
     def tensor(self, name: str) -> Tensor:
         """Return tensor `name` over all blocks."""
@@ -181,8 +206,9 @@ class Bank(nn.Module):
         if len(set(labels)) < len(labels) or [b.live for b in blocks] != sorted(b.live for b in blocks):
             raise UsageError(f"blocks {labels}: labels must differ, and frozen blocks come before live ones")
         for half, live in (("frozen", False), ("live", True)):
-            expected = sum(block.size for block in blocks if block.live is live)
+            held = [block.size for block in blocks if block.live is live]
             for name, dim in self.dims.items():
+                expected = len(held) if name in self.by_block else sum(held)
                 tensor = halves[half].get(name)
                 found = 0 if tensor is None else tensor.shape[dim]
                 if found != expected:
@@ -193,8 +219,14 @@ class Bank(nn.Module):
             raise UsageError(f"no block {label!r} here; {nearest(label, self.labels)}")
         return label
 
+    def _length(self, live: bool) -> int:
+        return sum(block.size for block in self.blocks if block.live is live)
+
     def _part(self, live: bool) -> dict[str, Tensor]:
-        return dict(self.live.items()) if live else self.frozen.tensors()
+        if not live:
+            return self.frozen.tensors()
+        held = {**dict(self.live.items()), **self.fixed.tensors()}
+        return {name: held[name] for name in self.specs if name in held}
 
     def _half(self, live: bool) -> dict[str, Tensor]:
         return {name: tensor.detach() for name, tensor in self._part(live).items()}
@@ -203,27 +235,37 @@ class Bank(nn.Module):
         return [part for part in (self._part(False), self._part(True)) if part]
 
     def _cut(self, block: Block) -> Mapping[str, Tensor]:
-        start = sum(b.size for b in self.blocks[: self.blocks.index(block)] if b.live is block.live)
+        before = [b.size for b in self.blocks[: self.blocks.index(block)] if b.live is block.live]
+        cut = {True: (len(before), 1), False: (sum(before), block.size)}
         part = self._part(block.live)
-        return {name: tensor.narrow(self.dims[name], start, block.size) for name, tensor in part.items()}
+        return {name: tensor.narrow(self.dims[name], *cut[name in self.by_block]) for name, tensor in part.items()}
 
     def _join(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not first or not second:
             return dict(first or second)
         return {name: torch.cat([first[name], second[name].to(first[name])], dim) for name, dim in self.dims.items()}
 
-    def _rearrange(self, frozen: Sequence[Tensor], live: Sequence[Tensor]) -> None:
+    def _rearrange(self, pieces: Sequence[tuple[Block, Tensor]]) -> None:
+        """Keep each listed block, in this order (frozen ones first), at the positions given for it."""
         whole = self._join(self._half(False), self._half(True))
+        numbers = {label: torch.tensor([i]) for i, label in enumerate(self.labels)}
 
-        def gather(pieces: Sequence[Tensor]) -> dict[str, Tensor]:
-            index = torch.cat(list(pieces)) if pieces else torch.empty(0, dtype=torch.long)
-            if not len(index):
+        def gather(live: bool) -> dict[str, Tensor]:
+            chosen = [(block, positions) for block, positions in pieces if block.live is live]
+            if not chosen:
                 return {}
-            return {n: whole[n].index_select(dim, index.to(whole[n].device)) for n, dim in self.dims.items()}
+            own = torch.cat([positions for _, positions in chosen])
+            blocks = torch.cat([numbers[block.label] for block, _ in chosen])
+            index = {n: blocks if n in self.by_block else own for n in self.dims}
+            return {n: whole[n].index_select(dim, index[n].to(whole[n].device)) for n, dim in self.dims.items()}
 
-        self._set(gather(frozen), gather(live))
+        frozen, live = gather(False), gather(True)
+        self._set(frozen, live)
+        self.blocks = tuple(sorted((block for block, _ in pieces), key=lambda block: block.live))
 
     def _set(self, frozen: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> None:
         layout = torch.contiguous_format
+        live = {n: t.clone(memory_format=layout) for n, t in live.items()}
         self.frozen = Packed({n: t.clone(memory_format=layout) for n, t in frozen.items()})
-        self.live = nn.ParameterDict({n: nn.Parameter(t.clone(memory_format=layout)) for n, t in live.items()})
+        self.live = nn.ParameterDict({n: nn.Parameter(t) for n, t in live.items() if self.specs[n].learns})
+        self.fixed = Packed({n: t for n, t in live.items() if not self.specs[n].learns})

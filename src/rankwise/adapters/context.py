@@ -40,6 +40,24 @@ class Sink:
         return {name: torch.stack(means).mean(0).tolist() for name, means in per_name.items()}
 
 
+class Aux:
+    """Collects losses that branches add to a step, with their graph: one value for each (site, name).
+
+    An assignment, not a sum: a forward that is repeated (activation checkpointing) must not count twice.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[str, str], Tensor] = {}
+
+    def put(self, site: str, name: str, value: Tensor) -> None:
+        """Set the loss `name` of `site`, a scalar with its weight in it: the mean over the examples of this forward."""
+        self._values[site, name] = value
+
+    def total(self) -> Tensor | float:
+        """Return the sum of all losses; 0 without any."""
+        return sum(self._values.values())
+
+
 @dataclass(frozen=True)
 class Context:
     """What a branch may read besides its input and its own tensors; frozen, one a forward.
@@ -55,3 +73,7 @@ class Context:
     """Where diagnostics go; None: they are not computed."""
     draws: Mapping[str, Tensor] = field(default_factory=dict)
     """Values drawn once for an optimiser step, equal in all its forwards."""
+    mix: Mapping[str, Tensor] | None = None
+    """Block label -> weight of that block for each example [N], for gates that read it; None: all weigh 1."""
+    aux: Aux | None = None
+    """Where losses of the branches go; None: they are not computed."""

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from rankwise.adapters.bank import Bank
-from rankwise.adapters.model import adapter_of, banks_of, fold, place
-from rankwise.adapters.pair import Pair
+from rankwise.adapters.edits import fold, read_weight, residual
+from rankwise.adapters.model import adapted_modules, adapter_of, banks_of, place
 from rankwise.adapters.sites import Site
 from rankwise.errors import UsageError, nearest
 from rankwise.seeds import generator
@@ -51,7 +51,7 @@ def grow(model: nn.Module, changes: Iterable[Change], seed: int) -> None:
             fold(model, [change.label], site=change.site)
             continue
         for site, bank in _sites(model, change):
-            _apply(bank, site, change, adapter_of(model).branch, seed)
+            _apply(model, bank, site, change, seed)
     place(model)
 
 
@@ -73,12 +73,35 @@ def _sites(model: nn.Module, change: Change) -> list[tuple[Site, Bank]]:
     return [banks[change.site]]
 
 
-def _apply(bank: Bank, site: Site, change: Change, branch: Pair, seed: int) -> None:
+def _apply(model: nn.Module, bank: Bank, site: Site, change: Change, seed: int) -> None:
     if change.op == "append":
-        bank.append(change.label, branch.start(site, change.rank, generator(seed, "init", change.label, site.name)))
+        _append(model, bank, site, change, seed)
     elif change.op == "freeze":
         bank.freeze()
     elif change.op == "select":
         bank.select(torch.tensor(change.index, dtype=torch.long))
     else:
         bank.drop(change.label)
+
+
+def _append(model: nn.Module, bank: Bank, site: Site, change: Change, seed: int) -> None:
+    """Start a block; one whose init is residual is taken out of the base's weight, to the identity."""
+    adapter = adapter_of(model)
+    _share(model, change.rank, seed)
+    owner = adapted_modules(model)[site.path]
+    rng = generator(seed, "init", change.label, site.name)
+    start = adapter.branch.start(site, change.rank, rng, lambda: read_weight(owner.base, site).cpu())
+    bank.append(change.label, start)
+    place(model)
+    if adapter.branch.init.residual:
+        residual(model, site, bank, change.label)
+
+
+def _share(model: nn.Module, rank: int, seed: int) -> None:
+    """Make the tensors that all sites have in common, with the first block."""
+    adapter = adapter_of(model)
+    if adapter.shared.tensors():
+        return
+    sites = [site for site, _ in banks_of(model).values()]
+    widest = max(site.n_in for site in sites), max(site.n_out for site in sites)
+    adapter.shared.hold(adapter.branch.shared(widest, rank, generator(seed, "shared")))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
-from rankwise.errors import UsageError, nearest
+from rankwise.adapters.sites import Site
 
-Init = Callable[[int, int, Generator], Tensor]
+Draw = Callable[[int, int, Generator], Tensor]
 """(rows, columns, generator) -> a float32 matrix."""
+Weight = Callable[[], Tensor]
+"""Returns the base's weight at a site, [out, in] in float32, dequantised; asking for it costs time."""
+Factors = Callable[[Site, int, Generator, Weight, float], tuple[Tensor, Tensor]]
 
 
 def kaiming(rows: int, columns: int, rng: Generator) -> Tensor:
@@ -32,17 +36,29 @@ def orthogonal(rows: int, columns: int, rng: Generator) -> Tensor:
     return q.T.contiguous() if rows < columns else q
 
 
-def zeros(rows: int, columns: int, rng: Generator) -> Tensor:
-    """Return zeros: the up factor's start, so that a new block changes nothing by itself."""
-    return torch.zeros(rows, columns)
+@dataclass(frozen=True)
+class Init:
+    """How the factors of a new block start."""
+
+    name: str
+    """Its word in a config, under adapter.init."""
+    factors: Factors
+    """(site, ranks, generator, the base's weight there, scale of the update) -> A [rank, in], B [out, rank]."""
+    residual: bool = False
+    """True: what the new block computes is taken out of the base's weight, so that the sum is what it was."""
 
 
-INITS: Mapping[str, Init] = {"kaiming": kaiming, "gaussian": gaussian, "orthogonal": orthogonal}
-"""Starts of the down factor, by their name in a config."""
+def zero_up(draw: Draw) -> Factors:
+    """Return the start at which A is drawn by `draw` and B is zero, so that a new block changes no bit."""
+
+    def factors(site: Site, rank: int, rng: Generator, weight: Weight, scale: float) -> tuple[Tensor, Tensor]:
+        return draw(rank, site.n_in, rng), torch.zeros(site.n_out, rank)
+
+    return factors
 
 
-def init_named(name: str) -> Init:
-    """Return the init called `name`, or raise UsageError with the nearest name."""
-    if name not in INITS:
-        raise UsageError(f"adapter.init = {name!r}: no such init; {nearest(name, INITS)}")
-    return INITS[name]
+KAIMING = Init("kaiming", zero_up(kaiming))
+INITS: Mapping[str, Init] = {
+    init.name: init for init in (KAIMING, Init("gaussian", zero_up(gaussian)), Init("orthogonal", zero_up(orthogonal)))
+}
+"""The starts that no method brings along, by their name in a config."""

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from rankwise.adapters.bank import Bank
+from rankwise.adapters.bank import Bank, Packed
+from rankwise.adapters.branch import Branch
 from rankwise.adapters.context import Context
-from rankwise.adapters.pair import Pair
-from rankwise.adapters.sites import ALGEBRAS, Site
-from rankwise.errors import ConflictError, RankwiseError, UsageError, nearest
+from rankwise.adapters.overlay import check_fits, exchange
+from rankwise.adapters.sites import Site
+from rankwise.errors import ConflictError, RankwiseError, UsageError
 
 
 class Debt:
@@ -32,12 +34,20 @@ class Debt:
 class Adapter:
     """What all sites of one model share: the branch, and the context of the forward that is under way."""
 
-    branch: Pair
+    branch: Branch
     record: dict[str, Any] = field(default_factory=dict)
     """What made it, as JSON values: method, rank, seed; saved with the tensors."""
     context: Context = field(default_factory=Context)
     debt: weakref.ref[Debt] | None = None
     """What the newest forward that carries gradient owes."""
+    shared: Packed = field(default_factory=lambda: Packed({}))
+    """Tensors that all sites have in common; each bank holds this one object."""
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    """Path of a module that sites elsewhere read -> its input in the forward under way."""
+    taps: list[RemovableHandle] = field(default_factory=list)
+    """The hooks that keep those inputs."""
+    laid: dict[str, Tensor] = field(default_factory=dict)
+    """Name of a tensor of the base -> what it lies over; while the adapter is off, what lies over it."""
     strict: bool = False
     """True inside a step: changing the context while `waiting` is an error there."""
 
@@ -67,8 +77,9 @@ class Adapted(nn.Module):
         super().__init__()
         self.base = base
         self.sites = tuple(sites)
-        self.banks = nn.ModuleList(Bank(adapter.branch.specs(), "rank") for _ in sites)
+        self.banks = nn.ModuleList(Bank(adapter.branch.specs(site), "rank", adapter.shared) for site in sites)
         self._adapter = [adapter]  # in a list, so that a copy of the module shares it with its siblings only
+        self.edits: list[tuple[str, dict[str, Tensor]]] = []  # (site, what was added to the base's weight), in order
         self.register_forward_hook(_call_me)
 
     def __getattr__(self, name: str) -> Any:
@@ -103,7 +114,10 @@ class Adapted(nn.Module):
         blocks = self.banks[i].view(context.blocks)  # pyright: ignore[reportCallIssue]
         if not blocks.sizes:
             return None
-        return self.adapter.branch.delta(x, blocks, context, self.sites[i], self.base, self.training)
+        site = self.sites[i]
+        x = self.adapter.inputs[site.reads] if site.reads else x
+        y = y if site.rows is None else y[..., slice(*site.rows)]
+        return self.adapter.branch.delta(x, y, blocks, context, site, self.base, self.training)
 
     def _assemble(self, deltas: Sequence[Tensor | None], y: Tensor) -> Tensor:
         """Lay the updates of a fused projection's parts side by side; a part without blocks adds zero."""
@@ -160,9 +174,10 @@ def place(model: nn.Module) -> None:
     for module in adapted_modules(model).values():
         for tensor in (*module.base.parameters(), *module.base.buffers()):
             module.banks.to(tensor.device)
+            module.adapter.shared.to(tensor.device)
 
 
-def attach(model: nn.Module, sites: Sequence[Site], branch: Pair, record: Mapping[str, Any]) -> Adapter:
+def attach(model: nn.Module, sites: Sequence[Site], branch: Branch, record: Mapping[str, Any]) -> Adapter:
     """Put `branch` at `sites` of `model`, in place, with no blocks yet; the base's parameters stop learning.
 
     Raises:
@@ -180,8 +195,21 @@ def attach(model: nn.Module, sites: Sequence[Site], branch: Pair, record: Mappin
     for site in sites:
         by_path.setdefault(site.path, []).append(site)
     bases = {path: model.get_submodule(path) for path in by_path}
+    for path in {site.reads for site in sites if site.reads}:
+        adapter.taps.append(model.get_submodule(path).register_forward_pre_hook(_Tap(adapter, path)))
     _swap(model, {bases[path]: Adapted(bases[path], group, adapter) for path, group in by_path.items()})
     return adapter
+
+
+@dataclass(frozen=True, eq=False)
+class _Tap:
+    """Keeps the input of a module for the sites that read it, until the next forward."""
+
+    adapter: Adapter
+    path: str
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.adapter.inputs[self.path] = inputs[0]
 
 
 def refuse_adapted(model: nn.Module) -> None:
@@ -198,7 +226,29 @@ def learn_base(model: nn.Module) -> None:
 
 def detach(model: nn.Module) -> nn.Module:
     """Take the adapter off, in place: the modules of the base stand where they stood."""
-    _swap(model, {module: module.base for module in adapted_modules(model).values()})
+    for module in adapted_modules(model).values():
+        for tap in module.adapter.taps:
+            tap.remove()
+    return _take_off(model)
+
+
+def lay(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Lay `tensors` over those of the base with the same names, until the adapter is taken off.
+
+    Raises:
+        UsageError: the base has no such tensor, or one of another shape; nothing is changed then.
+
+    """
+    adapter = adapter_of(model)
+    with bare(model) as base:
+        check_fits(base, tensors)
+        adapter.laid = {**adapter.laid, **tensors}
+
+
+def _take_off(model: nn.Module) -> nn.Module:
+    modules = list(adapted_modules(model).values())
+    _swap(model, {module: module.base for module in modules})
+    exchange(model, modules[0].adapter.laid if modules else {})
     return model
 
 
@@ -206,10 +256,11 @@ def detach(model: nn.Module) -> nn.Module:
 def bare(model: nn.Module) -> Iterator[nn.Module]:
     """Take the adapter off until the block ends: names and tensors of `model` are those of its base."""
     modules = list(adapted_modules(model).values())
-    detach(model)
+    _take_off(model)
     try:
         yield model
     finally:
+        exchange(model, modules[0].adapter.laid if modules else {})
         _swap(model, {module.base: module for module in modules})
 
 
@@ -244,66 +295,8 @@ def using(model: nn.Module, **changes: Any) -> Iterator[Context]:
 
 
 def _refuse_waiting(adapter: Adapter, now: Context, then: Context) -> None:
-    same = now.blocks == then.blocks and now.tokens is then.tokens and now.sink is then.sink and now.draws is then.draws
+    same = now.blocks == then.blocks and all(
+        getattr(now, name) is getattr(then, name) for name in ("tokens", "sink", "draws", "mix", "aux")
+    )
     if adapter.strict and adapter.waiting and not same:
         raise RankwiseError("a forward still waits for its backward; finish it before the context changes")
-
-
-@torch.no_grad()
-def fold(model: nn.Module, labels: Sequence[str] | None = None, *, site: str | None = None) -> None:
-    """Add the named blocks (None: all) into the base's weights, in place, and drop them; at one site, if named.
-
-    Raises:
-        UsageError: no such block, the update depends on the input, or a weight cannot take it (quantised, or tied to
-            another module); nothing is changed then.
-
-    """
-    branch = adapter_of(model).branch
-    pairs = [(module.base, *pair) for module in adapted_modules(model).values() for pair in module.pairs()]
-    chosen = [(base, where, bank) for base, where, bank in pairs if site in (None, where.name)]
-    _refuse_unknown(labels, [bank for _, _, bank in chosen])
-    acting = [(base, where, bank, bank.view(labels)) for base, where, bank in chosen]
-    acting = [entry for entry in acting if entry[-1].sizes]
-    for base, where, _, blocks in acting:
-        branch.plain(blocks, where)
-        _weight(base, where)
-    _refuse_tied(model, [base for base, *_ in acting])
-    for base, where, bank, blocks in acting:
-        _add_rows(base, where, branch.dense(blocks, where))
-        for label in blocks.labels:
-            bank.drop(label)
-
-
-def _refuse_unknown(labels: Sequence[str] | None, banks: Sequence[Bank]) -> None:
-    known = {label for bank in banks for label in bank.labels}
-    for label in labels or ():
-        if label not in known:
-            raise UsageError(f"no block {label!r} to fold; {nearest(label, known)}")
-
-
-def _add_rows(base: nn.Module, site: Site, update: Tensor) -> None:
-    weight = _weight(base, site)
-    rows = slice(None) if site.rows is None else slice(*site.rows)
-    part = weight[:, rows] if site.kind == "transposed" else weight[rows]
-    exact = torch.promote_types(part.dtype, update.dtype)
-    part.copy_(part.to(exact) + ALGEBRAS[site.kind].add(update, weight).to(part.device, exact))
-
-
-def _weight(base: nn.Module, site: Site) -> Tensor:
-    weight = dict(base.named_parameters(recurse=False)).get("weight")
-    if weight is None or not weight.is_floating_point():
-        what = "no parameter" if weight is None else weight.dtype
-        raise UsageError(f"{site.name!r}: the base weight is {what}; load the base unquantised to merge into it")
-    return weight
-
-
-def _refuse_tied(model: nn.Module, bases: Sequence[nn.Module]) -> None:
-    owners: dict[nn.Parameter, list[nn.Module]] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(parameter, []).append(module)
-    paths = {module: path for path, module in model.named_modules()}
-    for base in bases:
-        names = [paths[owner].removesuffix(".base") for owner in owners[base.get_parameter("weight")]]
-        if len(names) > 1:
-            raise UsageError(f"{names[0]!r}: its weight is shared by {', '.join(names)}; merging would change them all")

@@ -36,6 +36,8 @@ class Site:
     """Output width of the whole module, all parts together."""
     scale: float = 1.0
     """Factor on the update here, besides the branch's own; other than 1 only where a checkpoint says so."""
+    reads: str = ""
+    """Dotted path of the module whose input the branch reads instead of its own module's; "": its own."""
 
     @property
     def layer(self) -> int | None:

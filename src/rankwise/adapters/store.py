@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from rankwise.adapters.bank import Bank
-from rankwise.adapters.model import adapter_of, attach, banks_of, detach, place
-from rankwise.adapters.pair import Pair
+from rankwise.adapters.branch import Branch
+from rankwise.adapters.edits import ledger, replay
+from rankwise.adapters.model import adapter_of, attach, banks_of, bare, detach, lay, place
 from rankwise.adapters.sites import Site, all_sites
 from rankwise.errors import StorageError, UsageError
 from rankwise.files import Content, load_json
@@ -21,6 +22,7 @@ from rankwise.tensors import load_tensors, tensor_writer
 
 KIND = "adapter"
 FORMAT = 1
+SHARED, EDITS, LAID = "//shared/", "//edits/", "//laid/"  # no site's path begins so
 FIELDS = {"method": str, "branch": dict, "base": dict, "sites": list}
 
 
@@ -50,6 +52,10 @@ def files(model: nn.Module, base: Mapping[str, Any]) -> dict[str, Content]:
         held, blocks = bank.state()
         tensors.update({f"{name}/{part}": tensor for part, tensor in held.items()})
         sites.append({**asdict(site), "blocks": blocks})
+    tensors.update({f"{SHARED}{name}": tensor for name, tensor in adapter.shared.tensors().items()})
+    tensors.update({f"{EDITS}{name}": tensor for name, tensor in ledger(model).items()})
+    with bare(model):
+        tensors.update({f"{LAID}{name}": tensor for name, tensor in adapter.laid.items()})
     record = {**adapter.record, "format": FORMAT, "branch": adapter.branch.record(), "base": dict(base), "sites": sites}
     return {"adapter.json": json.dumps(record, indent=1).encode(), "adapter.safetensors": tensor_writer(tensors)}
 
@@ -69,7 +75,7 @@ def read(path: Path) -> Saved:
     return Saved(path, record, load_tensors(found["adapter.safetensors"]))
 
 
-def install(model: nn.Module, branch: Pair, saved: Saved) -> None:
+def install(model: nn.Module, branch: Branch, saved: Saved) -> None:
     """Put a saved adapter on `model`, in place.
 
     Raises:
@@ -82,16 +88,23 @@ def install(model: nn.Module, branch: Pair, saved: Saved) -> None:
     sites = [_site(saved.path, name, entry, known) for name, entry in entries.items()]
     record = {key: saved.record[key] for key in saved.record if key not in ("format", "branch", "sites", "base")}
     attach(model, sites, branch, record)
+    adapter_of(model).shared.hold(under(saved.tensors, SHARED))
     try:
         for name, (site, bank) in banks_of(model).items():
-            prefix = f"{name}/"
-            tensors = {path[len(prefix) :]: t for path, t in saved.tensors.items() if path.startswith(prefix)}
+            tensors = under(saved.tensors, f"{name}/")
             _check_shapes(site, bank, tensors)
             bank.restore(tensors, entries[name]["blocks"])
+        lay(model, under(saved.tensors, LAID))
+        replay(model, under(saved.tensors, EDITS))
     except UsageError as error:
         detach(model)
         raise StorageError(f"{saved.path}: {error}") from error
     place(model)
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the entries below `prefix`, by what is left of their path."""
+    return {path[len(prefix) :]: tensor for path, tensor in tensors.items() if path.startswith(prefix)}
 
 
 def _site(path: Path, name: str, entry: Mapping[str, Any], known: Mapping[str, Site]) -> Site:
@@ -101,7 +114,7 @@ def _site(path: Path, name: str, entry: Mapping[str, Any], known: Mapping[str, S
     here, there = [site.kind, site.n_in, site.n_out], [entry["kind"], entry["n_in"], entry["n_out"]]
     if here != there:
         raise StorageError(f"{path}: {name!r} is {there} in the file and {here} in this model")
-    return replace(site, scale=float(entry["scale"]))
+    return replace(site, scale=float(entry["scale"]), reads=str(entry.get("reads", "")))
 
 
 def _check_shapes(site: Site, bank: Bank, tensors: Mapping[str, Tensor]) -> None:

@@ -9,16 +9,26 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, UnknownCommandError, UnusedCliTokensError
+from cyclopts import Parameter as Option
 
 from rankwise import __version__
+from rankwise.cli.claims import claims
+from rankwise.cli.compare import compare
 from rankwise.cli.demo import demo
+from rankwise.cli.evaluate import evaluate
+from rankwise.cli.export import export
+from rankwise.cli.log import log
+from rankwise.cli.merge import merge
 from rankwise.cli.methods import methods
 from rankwise.cli.resume import resume
 from rankwise.cli.run import run
 from rankwise.cli.schema import schema
 from rankwise.cli.show import show
+from rankwise.cli.sweep import sweep
+from rankwise.cli.undo import undo
 from rankwise.errors import RankwiseError, nearest
 
 FAILED, MISUSED, STOPPED = 1, 2, 130
@@ -28,15 +38,42 @@ HELP = """Teach a pretrained model a stream of tasks with low-rank updates.
 Example: rankwise demo"""
 
 app = App(name="rankwise", help=HELP, version=__version__, help_format="plaintext", suppress_keyboard_interrupt=False)
-for number, command in enumerate((demo, run, resume, methods, show, schema)):
+RUNS = (demo, run, resume, log, evaluate, undo, merge, export)
+MANY = (sweep, compare, claims)
+LISTS = (methods, show, schema)
+for number, command in enumerate((*RUNS, *MANY, *LISTS)):
     app.command(command, sort_key=number)
+
+program = app.meta
+program.suppress_keyboard_interrupt = False
+QUIET = {"exit_on_error": False, "print_error": False, "result_action": "return_none"}
+
+
+@program.default
+def launch(
+    *tokens: Annotated[str, Option(show=False, allow_leading_hyphen=True)],
+    import_: Annotated[tuple[str, ...], Option(name="--import", negative=(), show_default=False)] = (),
+) -> None:
+    """Run one command, after importing the user's own modules.
+
+    Args:
+        tokens: The command and its words.
+        import_: A module of yours whose METHOD (or METHODS) the command then knows; may be given again and again.
+
+    """
+    if import_:
+        from rankwise import papers
+
+        for module in import_:
+            papers.add(module)
+    app(tokens, **QUIET)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (default: this process's own) and return its exit code; an error is a line on stderr."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(tokens, exit_on_error=False, print_error=False, result_action="return_none")
+        program(tokens, **QUIET)
         sys.stdout.flush()  # a reader that has gone away is noticed here, not when the interpreter ends
     except CycloptsError as error:
         return complain(misuse(error), MISUSED)

@@ -46,6 +46,37 @@ def check_run(folder: Path) -> None:
     raise UsageError(f"{folder}: {what}; {near}")
 
 
+def check_runs(folders: Sequence[Path]) -> None:
+    """Raise UsageError, with the nearest folder, for each of `folders` that neither is a run nor holds one."""
+    if not folders:
+        raise UsageError("compare: name folders of runs, as in `rankwise compare runs/*`")
+    for folder in folders:
+        if not any(folder.glob("*/config.toml")):
+            check_run(folder)
+
+
+def words(text: str | None) -> list[str]:
+    """Return the words of a list whose commas separate them.
+
+    >>> words("lora, mora")
+    ['lora', 'mora']
+    """
+    return [word for part in (text or "").split(",") if (word := part.strip())]
+
+
+def check_new(folder: Path) -> None:
+    """Raise UsageError if `folder` is there already and holds anything."""
+    check_out(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"--out {str(folder)!r}: holds something already; name a new folder")
+
+
+def check_saved(folder: Path) -> None:
+    """Raise UsageError with the nearest folder if `folder` holds neither a run nor an adapter."""
+    if not any((folder / name).is_file() for name in ("adapter.json", "adapter_config.json", "base.safetensors")):
+        check_run(folder)
+
+
 def check_out(folder: Path | None) -> None:
     """Raise UsageError if results cannot be written to `folder` because a file is in its place."""
     taken = next((path for path in (folder, *folder.parents) if path.is_file()), None) if folder else None

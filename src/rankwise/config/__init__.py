@@ -1,12 +1,14 @@
 """The one schema of a run: every key with its meaning, unit and default. Light: it loads neither torch nor models."""
 
 from rankwise.config.load import load_config, merged, parse, parse_record, read_config, to_toml
+from rankwise.config.objective import ClassifySettings, LanguageSettings, ObjectiveSettings
 from rankwise.config.schema import (
     AdapterSettings,
-    ClassifySettings,
     Config,
+    Count,
     ModelSettings,
-    ReplaySettings,
+    NotNegative,
+    Positive,
     Section,
     TrainSettings,
 )
@@ -16,10 +18,14 @@ __all__ = [
     "AdapterSettings",
     "ClassifySettings",
     "Config",
+    "Count",
     "Kind",
+    "LanguageSettings",
     "ModelSettings",
+    "NotNegative",
+    "ObjectiveSettings",
     "Order",
-    "ReplaySettings",
+    "Positive",
     "Section",
     "StreamSettings",
     "TaskSettings",

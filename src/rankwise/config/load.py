@@ -102,12 +102,14 @@ def _plain(value: Any) -> Any:
 
 
 def _explain(kind: type[BaseModel], fault: ErrorDetails, where: str) -> str:
-    words = [word for word in fault["loc"] if not _is_branch(word)]
+    words = [word for i, word in enumerate(fault["loc"]) if not _is_branch(word) and not _is_tag(fault["loc"], i)]
     path = ".".join(str(word) for word in words)
     if fault["type"] == "extra_forbidden":
-        *table, key = words
-        known = _fields(kind, table)
-        return f"{where}: unknown key {path!r}; {nearest(str(key), known)}"
+        *table, key = fault["loc"]
+        return f"{where}: unknown key {path!r}; {nearest(str(key), _fields(kind, table))}"
+    if fault["type"] == "union_tag_invalid":
+        found, known = fault.get("ctx", {})["tag"], fault.get("ctx", {})["expected_tags"].replace("'", "").split(", ")
+        return f"{where}: {path}.kind = {found!r}: no such kind; {nearest(found, known)}"
     if fault["type"] == "missing":
         return f"{where}: {path!r} is missing; add {words[-1]} = ..."
     if fault["type"] == "value_error":
@@ -118,6 +120,11 @@ def _explain(kind: type[BaseModel], fault: ErrorDetails, where: str) -> str:
 def _is_branch(word: str | int) -> bool:
     """Say whether a part of a location names a member of a union rather than a key."""
     return isinstance(word, str) and (word in ("str", "int", "float") or "[" in word or word.startswith("constrained-"))
+
+
+def _is_tag(place: Sequence[str | int], i: int) -> bool:
+    """Say whether part `i` of a location names the kind of a table that has several."""
+    return place[0] == "objective" and i == 1 and len(place) > 2
 
 
 def _lower(message: str) -> str:
@@ -133,13 +140,18 @@ def _hint(fault: ErrorDetails) -> str:
 
 def _fields(kind: type[BaseModel], table: Sequence[str | int]) -> list[str]:
     """Return the keys of the table at a location inside the schema."""
+    sections = [kind]
     for word in table:
-        if isinstance(word, str):
-            kind = _section(kind.model_fields[word].annotation) or kind
-    return list(kind.model_fields)
+        if word in sections[0].model_fields:
+            sections = _sections(sections[0].model_fields[str(word)].annotation) or sections
+        else:  # the kind of a table that has several, or a place in a list
+            sections = [
+                s for s in sections if "kind" in s.model_fields and s.model_fields["kind"].default == word
+            ] or sections
+    return list(sections[0].model_fields)
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
+def _sections(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section(part))), None)
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _sections(part)]

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from rankwise.config.objective import ClassifySettings, ObjectiveSettings
 from rankwise.config.section import Section
 from rankwise.config.stream import StreamSettings
 
@@ -29,26 +30,6 @@ class ModelSettings(Section):
     """Run code that comes with the model. Only for sources you trust as you trust a program."""
 
 
-class ClassifySettings(Section):
-    """`[objective]`: how classes are learnt and recognised; the defaults are those for which the adapter matters."""
-
-    kind: Literal["classify"] = "classify"
-    """What the task asks."""
-    head: Literal["cosine", "linear", "names", "means"] = "cosine"
-    """Rows the loss is taken against. cosine: scaled cosine to trained rows; linear: trained rows and biases; names:
-    rows frozen at the embedding of each class's name; means: rows frozen at the class means as the task starts."""
-    classes: Literal["task", "seen"] = "task"
-    """Classes a step's loss ranks: the current task's only, or all seen so far (which wipes out earlier tasks)."""
-    predict: Literal["means", "head"] = "means"
-    """Who answers at test time: the nearest class mean, taken when a task ends, or the head."""
-    imprint: bool = True
-    """Start a cosine row at its class's mean feature instead of at random."""
-    scale: Positive = 16.0
-    """Factor on cosines in the loss. Raise it if the training loss stays high though accuracy is perfect."""
-    lr: Positive = 0.01
-    """Learning rate of the head's rows."""
-
-
 class AdapterSettings(Section):
     """`[adapter]`: what is added, and where."""
 
@@ -64,31 +45,17 @@ class AdapterSettings(Section):
     """Factor on the update (LoRA's alpha / rank)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability of dropping an input feature on the way into the adapter, in training."""
-    init: str = "kaiming"
-    """Start of the down factor: kaiming, gaussian, orthogonal."""
+    init: str | None = None
+    """Start of the factors: kaiming, gaussian, orthogonal, or a method that brings a start. Default: the method's."""
     growth: Literal["keep", "append"] | None = None
     """keep: one block through the stream; append: a new block a task, old ones frozen. Default: the method's."""
     gate: dict[str, Any] = {}
     """Settings of the method's gate; `rankwise show METHOD` lists them."""
-
-
-class ReplaySettings(Section):
-    """`[[strategy]] kind = "replay"`: rehearse stored examples of earlier tasks."""
-
-    kind: Literal["replay"] = "replay"
-    """The strategy."""
-    size: Count = 200
-    """Examples the buffer holds."""
-    policy: Literal["reservoir", "balanced"] = "reservoir"
-    """reservoir: a uniform sample of everything seen; balanced: an equal share for each class."""
-    batch_size: Count = 32
-    """Stored examples rehearsed in a step."""
-    weight: Positive = 1.0
-    """Factor on the rehearsal loss."""
-    classes: Literal["seen", "task"] = "seen"
-    """Classes the rehearsal loss ranks: all seen so far, or those of the example's own task."""
-    refresh_means: bool = True
-    """Take the class means of earlier tasks again from the buffer when a task ends."""
+    form: dict[str, Any] = {}
+    """Settings of the method's kind of branch, where it has any."""
+    dynamics: dict[str, Any] = {}
+    """How gradients become updates: `kind` names the method or strategy whose rule is taken (default: the method's
+    own), the other keys are its settings."""
 
 
 class TrainSettings(Section):
@@ -108,6 +75,10 @@ class TrainSettings(Section):
     """Fraction of a task's steps in which the learning rate rises from 0."""
     weight_decay: NotNegative = 0.0
     """Decoupled weight decay (AdamW)."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """Rule for everything that no part of the method has a rule of its own for."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum of sgd."""
     betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     """AdamW's averaging factors."""
     clip: Positive | None = None
@@ -141,8 +112,9 @@ class Config(Section):
     """The recipe; `rankwise methods` lists them."""
     model: ModelSettings = ModelSettings()
     stream: StreamSettings = StreamSettings()
-    objective: ClassifySettings = ClassifySettings()
+    objective: ObjectiveSettings = ClassifySettings()
+    """What a task asks; which keys there are depends on its kind."""
     adapter: AdapterSettings = AdapterSettings()
-    strategy: list[ReplaySettings] = []
-    """What protects the past, in order."""
+    strategy: list[dict[str, Any]] = []
+    """What protects the past, in order: a kind each, and its settings."""
     train: TrainSettings = TrainSettings()

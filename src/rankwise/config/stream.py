@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rankwise.config.section import Section
 from rankwise.errors import nearest
 
-Kind = Literal["class-incremental", "task-incremental", "domain-incremental", "cross-domain"]
+Kind = Literal["class-incremental", "task-incremental", "domain-incremental", "cross-domain", "instruction"]
 Order = Literal["seed", "given"]
 Columns = str | Annotated[list[str], Field(min_length=2, max_length=2)]
 Count = Annotated[int, Field(ge=1)]
@@ -50,6 +50,8 @@ class TaskSettings(Section):
     """Column of the label. Default: the stream's."""
     split: str | None = None
     """Column that says train or test. Default: the stream's."""
+    prompt: str | None = None
+    """Template of a prompt, for kind = "instruction". Default: the stream's."""
     train_limit: Count | None = None
     """At most so many training rows, spread evenly over classes. Default: the stream's."""
     test_limit: Count | None = None
@@ -63,7 +65,8 @@ class StreamSettings(Section):
     """A built-in stream (`digits`) or, with `train` or `tasks`, your own label for the stream."""
     kind: Kind | None = None
     """How rows become tasks: class-incremental (new classes, ranked among all seen), task-incremental (new classes,
-    ranked within the task), domain-incremental (the same classes, new inputs), cross-domain (data sets side by side).
+    ranked within the task), domain-incremental (the same classes, new inputs), cross-domain (data sets side by side),
+    instruction (data sets side by side whose targets are texts to write, for objective.kind = "language").
     Default: class-incremental for one data set; for `tasks`, domain-incremental if all label sets are equal, else
     cross-domain; domain-incremental with `rotations`."""
     train: str | None = None
@@ -77,6 +80,9 @@ class StreamSettings(Section):
     """Column of the label (text or whole numbers). Default: the first of target, class_name, label."""
     split: str | None = None
     """Column whose value says train or test. Default: the column `split` where there is one."""
+    prompt: str | None = None
+    """Template of a prompt, for kind = "instruction": {column} becomes the row's text in that input column, {options}
+    the task's answers where they are few. Default: the input itself."""
     classes_per_task: Count | None = None
     """Classes a task; the last task takes what is left. Default: 2 unless groups or group_by is given."""
     groups: list[list[str]] | None = None
@@ -96,6 +102,8 @@ class StreamSettings(Section):
     """At most so many test rows a task, spread evenly over classes."""
     shots: Count | None = None
     """Exactly so many training rows a class (16 in the few-shot protocols); not together with train_limit."""
+    first_tasks: Count | None = None
+    """Only the first so many tasks of the stream. Default: all."""
     order: Order | None = None
     """Order of classes, groups or tasks: drawn by the seed, or as given. Default: seed for one data set, given for
     `tasks`, `groups` and `rotations`."""
@@ -106,6 +114,11 @@ class StreamSettings(Section):
         for one, other in APART:
             if {one, other} <= given:
                 raise ValueError(f"'{one}' and '{other}' cannot be given together; remove one of them")
+        if self.kind != "instruction" and (self.prompt or any(task.prompt for task in self.tasks or ())):
+            raise ValueError("'prompt' needs kind = \"instruction\"; set it, or remove the prompt")
+        divided = sorted({"classes_per_task", "groups", "rotations"} & given) if self.kind == "instruction" else []
+        if divided:
+            raise ValueError(f"'{divided[0]}' divides classes, which kind = \"instruction\" has none of; remove it")
         if self.shots and any(task.train_limit for task in self.tasks or ()):
             raise ValueError("'shots' and a task's 'train_limit' cannot be given together; remove one of them")
         return self._built_in() if self.train is None and self.tasks is None else self
@@ -116,7 +129,7 @@ class StreamSettings(Section):
                 f"name = '{self.name}' is no built-in stream; {nearest(self.name, BUILT_IN)}; "
                 "or say where the rows are with train or tasks"
             )
-        for key in ("test", "input", "target", "split"):
+        for key in ("test", "input", "target", "split", "prompt"):
             if getattr(self, key) is not None:
                 raise ValueError(f"'{key}' has no meaning for the built-in '{self.name}'; add train or drop it")
         return self

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankwise.config import parse
+from rankwise.config import parse_record
 from rankwise.errors import ConflictError, UsageError, nearest
-from rankwise.strategies import STRATEGIES, Strategy, check_together
+from rankwise.strategies import STRATEGIES, Setting, Strategy, check_together
 from rankwise.streams import Batch, Task
 
 
@@ -87,7 +87,7 @@ def learning(
             raise ConflictError(
                 f"strategy {part.name!r} brings batches of its own, which a foreign loop cannot take; use rankwise.run"
             )
-    check_together(parts, sequence=True)
+    check_together(parts, Setting())
     hooks = Hooks(model, parts, seed)
     handles = [optimizer.register_step_pre_hook(hooks.before), optimizer.register_step_post_hook(hooks.after)]
     try:
@@ -100,5 +100,5 @@ def learning(
 def _strategy(name: str, settings: Mapping[str, Any], seed: int) -> Strategy:
     if name not in STRATEGIES:
         raise UsageError(f"strategy {name!r} does not exist; {nearest(name, STRATEGIES)}")
-    schema, make = STRATEGIES[name]
-    return make(parse(schema, {"kind": name, **settings}, f"strategy {name!r}"), seed)
+    part = STRATEGIES[name]
+    return part(parse_record(part.Settings, settings, f"strategy {name!r}"), seed)

@@ -1,25 +1,44 @@
-"""What learns in a run: the adapted base, the objective, the strategies, the optimiser; and its state as one tree."""
+"""What learns in a run: the adapted base, the objective, the parts around them, the optimisers; and its state."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapters import Bank, Change, Gate, attach, banks_of, grow, learn_base, pick_sites, using
+from rankwise.adapters import Branch, Change, Sink, attach, grow, learn_base, pick_sites, using
 from rankwise.config import Config
 from rankwise.errors import ConflictError, UsageError
+from rankwise.learning import state
 from rankwise.learning.processes import Processes
-from rankwise.learning.recipe import Method, Phase, check_phases
+from rankwise.learning.recipe import Method, check_phases
 from rankwise.models import Backbone
-from rankwise.objectives import Classify
-from rankwise.strategies import Strategy, check_together
+from rankwise.objectives import Objective, Outputs
+from rankwise.strategies import Copy, Phase, Setting, Strategy, check_together
 from rankwise.streams import Batch, Loader, Split, Stream, Task, concat, encoded, in_order
 
 ONE_BLOCK = "adapter"
 """Label of the block of a method that keeps one through the stream."""
+
+T = TypeVar("T")
+
+
+class Whole(nn.Module):
+    """Base and head as one module, so that a copy of all that learns can be laid over both for a forward."""
+
+    def __init__(self, base: nn.Module, head: nn.Module) -> None:
+        """Hold both under the names that `Learner.live` gives them."""
+        super().__init__()
+        self.base, self.head = base, head
+
+    def forward(self, do: Callable[[], T]) -> T:
+        """Return do()."""
+        return do()
 
 
 class Learner:
@@ -32,45 +51,59 @@ class Learner:
         self,
         config: Config,
         method: Method,
-        gate: Gate,
+        branch: Branch,
         backbone: Backbone,
         stream: Stream,
-        objective: Classify,
+        objective: Objective,
         strategies: Sequence[Strategy],
         processes: Processes,
     ) -> None:
-        """Adapt the base, in place, as `method` and `config` say; refuse parts that do not go together."""
+        """Adapt the base, in place, as `method` and `config` say; refuse parts that do not go together.
+
+        `strategies` come in config order, the method's dynamics last.
+        """
         check_phases(method.phases)
-        check_together(strategies, sequence=method.order == "stream", oracle=method.oracle)
+        adapter = method.live == "adapter"
+        check_together(strategies, Setting(method.order == "stream", method.oracle, adapter))
         self.config, self.method, self.backbone, self.stream = config, method, backbone, stream
         self.objective, self.strategies, self.processes = objective, tuple(strategies), processes
+        self.model, self.whole = backbone.module, Whole(backbone.module, objective)
         self.seed = config.seed
         self.curriculum = _curriculum(stream, method)
         self.begun = 0  # curriculum tasks begun
         self.phase = method.phases[0]
         self.acting: tuple[str, ...] | None = None
+        self.rate = config.train.lr
         self.growth = method.grows(config.adapter)
-        self._adapt(gate)
+        self._refuse_whole_batch(branch)
+        self._adapt(branch)
         backbone.module.to(processes.device)
         objective.to(processes.device)
         if config.train.shard_base and method.live == "base":
             raise ConflictError(f"train.shard_base and method {method.slug!r}, whose base learns; remove shard_base")
+        if config.train.shard_base and method.edits_base:
+            raise ConflictError(f"train.shard_base and method {method.slug!r}, which edits the base; remove shard_base")
         if processes.sharded:
             processes.shard(backbone.module)
-        self.optimizer = self._optimizer()
+        self.optimizers = self._optimizers()
 
-    def _adapt(self, gate: Gate) -> None:
+    def _refuse_whole_batch(self, branch: Branch) -> None:
+        if branch.whole_batch and (self.config.train.accumulate > 1 or self.processes.world > 1):
+            raise ConflictError(
+                f"method {self.method.slug!r} has a loss over the whole batch, which is no sum over its parts; set "
+                "train.accumulate = 1 and start one process"
+            )
+
+    def _adapt(self, branch: Branch) -> None:
         if self.method.live != "adapter":
             if self.config.adapter.growth is not None:
                 raise ConflictError(f"adapter.growth and method {self.method.slug!r}, which has no adapter; remove it")
             return
         settings = self.config.adapter
-        sites = pick_sites(self.backbone.module, settings.sites, layers=settings.layers, exclude=settings.exclude)
-        record = {"method": self.method.slug, "seed": self.seed}
-        adapter = attach(self.backbone.module, sites, self.method.branch(settings, gate), record)
+        sites = pick_sites(self.model, settings.sites, layers=settings.layers, exclude=settings.exclude)
+        record = {"method": self.method.slug, "seed": self.seed, "fingerprint": self.backbone.fingerprint}
+        adapter = attach(self.model, sites, branch, record)
         adapter.strict = True  # a context that changes between a forward and its backward is an error in our own steps
-        if self.growth == "keep":
-            grow(self.backbone.module, [Change("append", ONE_BLOCK, settings.rank)], self.seed)
 
     @property
     def tasks(self) -> Sequence[Task]:
@@ -78,22 +111,42 @@ class Learner:
         return self.stream.tasks
 
     @property
+    def task(self) -> Task:
+        """The curriculum task begun last."""
+        return self.curriculum[max(self.begun - 1, 0)]
+
+    @property
     def seen(self) -> tuple[int, ...]:
         """Class ids of the tasks begun so far."""
         return tuple(sorted({c for task in self.curriculum[: self.begun] for c in task.classes}))
 
+    @property
+    def oracle(self) -> bool:
+        """Whether the task of a test example is known."""
+        return self.method.oracle
+
+    @property
+    def old_classes(self) -> bool:
+        """Whether a strategy learns classes of earlier tasks."""
+        return any(strategy.learns_old_classes for strategy in self.strategies)
+
     def live(self) -> dict[str, nn.Parameter]:
         """Parameters that learn in the current phase, by name."""
+        named = {name: p for name, p in self.whole.named_parameters() if p.requires_grad}
         part = self.phase.live
-        base = {f"base.{n}": p for n, p in self.backbone.module.named_parameters() if p.requires_grad}
-        head = {f"head.{n}": p for n, p in self.objective.named_parameters() if p.requires_grad}
-        return {**(base if part != "head" else {}), **(head if part != "adapter" else {})}
+        if isinstance(part, tuple):
+            return {name: p for name, p in named.items() if any(fnmatchcase(name, glob) for glob in part)}
+        left_out = {"all": "", "adapter": "head.", "head": "base."}[part]
+        return {name: p for name, p in named.items() if not left_out or not name.startswith(left_out)}
+
+    def forward(self, batch: Batch, *, hidden: bool = False) -> Outputs:
+        """Run a forward on a batch; with `hidden`, keep the states between the layers."""
+        with self.processes.autocast():
+            return self.objective.run(self.backbone, batch.inputs, hidden=hidden)
 
     def losses(self, batch: Batch, classes: Sequence[int]) -> Tensor:
         """Run a forward and return each example's loss among `classes`: [n]."""
-        with self.processes.autocast():
-            features = self.backbone.features(batch.inputs)
-        return self.objective.losses(features, batch.labels, classes)
+        return self.objective.losses(self.forward(batch), batch, classes)
 
     def examples(self, rows: Tensor) -> Batch:
         """Encode training rows given as [n, 2] (task index, position)."""
@@ -105,160 +158,213 @@ class Learner:
         settings = self.config.train
         return Loader(task.train, self.backbone.encode, settings.batch_size, self.seed, task.name)
 
-    def loss_classes(self, task: Task) -> tuple[int, ...]:
-        """Return the classes that the loss on a new batch ranks."""
-        return task.classes if self.objective.settings.classes == "task" else self.seen
+    def batches(self, task: Task) -> Iterator[Batch]:
+        """Yield the training rows of a task in order, on the device, in batches of the size of training."""
+        for batch in in_order(task.train, self.backbone.encode, self.config.train.batch_size):
+            yield batch.to(self.processes.device)
+
+    def steps(self, task: Task) -> int:
+        """Return how many steps a curriculum task takes; tasks learnt at once take those of all of them together."""
+        settings = self.config.train
+        if settings.steps is None:
+            return settings.epochs * self.loader(task).steps_per_epoch
+        return settings.steps * (len(self.tasks) if self.method.order == "at-once" else 1)
+
+    def context(self, batch: Batch, step: int | None) -> dict[str, Any]:
+        """Return what a forward on `batch` may know besides its input; `step` is None in evaluation."""
+        tokens = batch.inputs.get("attention_mask")
+        found: dict[str, Any] = {"tokens": None if tokens is None else tokens.bool()}
+        for strategy in self.strategies:
+            found.update(strategy.context(self, batch, step))
+        return found
+
+    def snapshot(self) -> Copy:
+        """Return a copy of everything that learns, as it is now."""
+        named = {name: p for name, p in self.whole.named_parameters() if p.requires_grad}
+        return Copy({name: p.detach().clone() for name, p in named.items()}, self.acting)
 
     @torch.no_grad()
-    def features(self, split: Split, blocks: tuple[str, ...] | None, **context: Any) -> Tensor:
+    def under(self, copy: Copy, do: Callable[[], T]) -> T:
+        """Return do(), with every forward in it reading `copy` in place of the live values."""
+        with using(self.model, blocks=copy.blocks):
+            return torch.func.functional_call(self.whole, dict(copy.tensors), (do,))
+
+    def deployed(self) -> Copy | None:
+        """Return the values that answer in evaluation; None: the live ones."""
+        return next((copy for s in self.strategies if (copy := s.deployed()) is not None), None)
+
+    @torch.no_grad()
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write values into parameters that learn, by name, in place."""
+        named = dict(self.whole.named_parameters())
+        for name, tensor in tensors.items():
+            named[name].copy_(tensor)
+
+    @contextmanager
+    def showing_deployed(self) -> Iterator[None]:
+        """Hold the deployed values in the parameters themselves until the block ends: to save what answers."""
+        copy = self.deployed()
+        before = self.snapshot().tensors if copy is not None else {}
+        self.put(copy.tensors if copy is not None else {})
+        try:
+            yield
+        finally:
+            self.put(before)
+
+    @torch.no_grad()
+    def features(
+        self, split: Split, blocks: tuple[str, ...] | None = None, *, sink: Sink | None = None
+    ) -> Tensor:
         """Return the features [N, d] of every row, in evaluation mode, computed by all processes together."""
+        copy = self.deployed()
+        if copy is not None:
+            return self.under(Copy(copy.tensors, None), lambda: self._features_of(split, blocks, sink))
+        return self._features_of(split, blocks, sink)
+
+    def _features_of(self, split: Split, blocks: tuple[str, ...] | None, sink: Sink | None) -> Tensor:
         mine = split.take(torch.tensor(self.processes.share(len(split)), dtype=torch.long))
         rows = [torch.empty(0, self.backbone.dim, device=self.processes.device)]
-        self.backbone.module.eval()
+        self.model.eval()
         for batch in in_order(mine, self.backbone.encode, self.config.train.eval_batch_size):
-            rows.append(self._features(batch, blocks, **context))
+            rows.append(self._features(batch, blocks, sink))
         if self.processes.sharded:
             self._go_along(split, blocks, len(rows) - 1)
         return self.processes.gather(torch.cat(rows), len(split))
 
-    def _features(self, batch: Batch, blocks: tuple[str, ...] | None, **context: Any) -> Tensor:
-        tokens = batch.inputs.get("attention_mask")
-        mask = None if tokens is None else tokens.bool()
-        with using(self.backbone.module, blocks=blocks, tokens=mask, **context), self.processes.autocast():
-            return self.backbone.features(batch.to(self.processes.device).inputs).float()
+    def _features(self, batch: Batch, blocks: tuple[str, ...] | None, sink: Sink | None) -> Tensor:
+        batch = batch.to(self.processes.device)
+        context = {"blocks": blocks, "sink": sink, **self.context(batch, None)}
+        with using(self.model, **context), self.processes.autocast():
+            return self.backbone.features(batch.inputs).float()
 
     def _go_along(self, split: Split, blocks: tuple[str, ...] | None, done: int) -> None:
         """Run the forwards that other processes run and this one does not need: they wait for its share of the base."""
         longest = -(-len(split) // self.processes.world)
         for _ in range(done, -(-longest // self.config.train.eval_batch_size)):
-            self._features(encoded(split.take([0]), self.backbone.encode), blocks)
+            self._features(encoded(split.take([0]), self.backbone.encode), blocks, None)
+
+    def add_up(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its sum over processes."""
+        self.processes.add_up(tensors)
 
     def blocks_for(self, task: Task) -> tuple[str, ...] | None:
         """Return the blocks that act on a task's test examples: all, or its own where the method is told the task."""
         return (task.name,) if self.method.oracle else None
 
+    def members(self, task: Task) -> Sequence[Task]:
+        """Return the stream's tasks in a curriculum task."""
+        return self.tasks if self.method.order == "at-once" else (task,)
+
+    def change(self, changes: Sequence[Change]) -> None:
+        """Change the structure; what learns afterwards has fresh optimisers."""
+        if changes:
+            grow(self.model, changes, self.seed)
+
     def begin_task(self, task: Task) -> None:
-        """Grow what the method grows, open the head's rows, and start a fresh optimiser."""
-        module = self.backbone.module
-        if self.method.live == "adapter" and self.growth == "append":
-            grow(module, [Change("freeze"), Change("append", task.name, self.config.adapter.rank)], self.seed)
+        """Grow what the method grows, open what the objective opens, and tell the parts."""
+        if self.method.live == "adapter":
+            self._grow(task)
         if self.method.live == "base":
-            learn_base(module)
+            learn_base(self.model)
         self._enter(task)
-        self.objective.begin_task(
-            task.classes, self._head_classes(task), self._start_features(task), self._labels(task)
-        )
+        self.objective.begin_task(self, task)
         for strategy in self.strategies:
             strategy.begin_task(self, task)
+
+    def _grow(self, task: Task) -> None:
+        if self.growth == "append":
+            copy = self.deployed()
+            self.put({} if copy is None else copy.tensors)  # what is frozen is what has answered
+            self.change([Change("freeze"), Change("append", task.name, self.config.adapter.rank)])
+        elif self.growth == "keep" and self.begun == 0:
+            self.change([Change("append", ONE_BLOCK, self.config.adapter.rank)])
 
     def _enter(self, task: Task) -> None:
         self.begun = self.curriculum.index(task) + 1
         self.acting = self.blocks_for(task)
 
-    def _labels(self, task: Task) -> Tensor:
-        return task.train.labels.to(self.processes.device)
-
-    def _start_features(self, task: Task) -> Tensor | None:
-        return self.features(task.train, self.acting) if self.objective.wants_features else None
-
-    def _head_classes(self, task: Task) -> tuple[int, ...]:
-        old = self.objective.settings.classes == "seen" or any(s.learns_old_classes for s in self.strategies)
-        return self.seen if old else task.classes
+    def next_phase(self, task: Task, done: Sequence[Mapping[str, Any]]) -> Phase | None:
+        """Return the phase after those whose reports are `done`: the plan of a part, or the method's fixed ones."""
+        planner = next((s for s in self.strategies if s.plans), None)
+        if planner is not None:
+            return planner.plan(self, task, done)
+        return self.method.phases[len(done)] if len(done) < len(self.method.phases) else None
 
     def enter_phase(self, phase: Phase) -> None:
-        """Let the parameters of `phase` learn, with a fresh optimiser."""
+        """Make the phase's changes and let its parameters learn, with fresh optimisers."""
+        self.change(phase.changes)
         self.phase = phase
         if not self.live():
             raise UsageError(
-                f"method {self.method.slug!r} with objective.head = {self.objective.settings.head!r} has nothing "
-                'to learn; set train.steps = 0 to score it as it is, or objective.head = "cosine"'
+                f"method {self.method.slug!r} with its objective has nothing to learn in phase {phase.name!r}; set "
+                'train.steps = 0 to score it as it is, or objective.head = "cosine"'
             )
-        self.optimizer = self._optimizer()
+        for strategy in self.strategies:
+            strategy.begin_phase(self, phase)
+        self.optimizers = self._optimizers()
+
+    def end_phase(self) -> dict[str, Any]:
+        """Let the parts end the phase; return their reports as one."""
+        report: dict[str, Any] = {"phase": self.phase.name}
+        for strategy in self.strategies:
+            report.update(strategy.end_phase(self, self.phase))
+        return report
 
     def end_task(self, task: Task) -> None:
-        """Take class means, and those of remembered earlier examples again; let strategies look back."""
-        for member in self._members(task):
-            features = self.features(member.train, self.blocks_for(member))
-            self.objective.end_task(member.classes, member.index, features, member.train.labels.to(features.device))
+        """Let objective and parts look back."""
+        changes = [change for strategy in self.strategies for change in strategy.end_task(self, task)]
+        self.change(changes)
+        self.objective.end_task(self, task)
         for strategy in self.strategies:
-            strategy.end_task(self, task)
-            self._refresh_means(strategy.remembered(), task)
+            self.objective.refresh(self, strategy.remembered(), task)
+        if changes:
+            self.optimizers = self._optimizers()
 
-    def _members(self, task: Task) -> Sequence[Task]:
-        return self.tasks if self.method.order == "at-once" else (task,)
+    def after_step(self, step: int) -> None:
+        """Make the structure changes that parts ask for after a step."""
+        changes = [change for strategy in self.strategies for change in strategy.changes(self, step)]
+        if changes:
+            self.change(changes)
+            self.optimizers = self._optimizers()
 
-    def _refresh_means(self, rows: Tensor, task: Task) -> None:
-        for t in (t for t in rows[:, 0].unique().tolist() if t != task.index):
-            old = self.tasks[t].train.take(rows[rows[:, 0] == t, 1])
-            present = tuple(sorted(set(old.labels.tolist())))
-            features = self.features(old, self.blocks_for(self.tasks[t]))
-            self.objective.end_task(present, t, features, old.labels.to(features.device))
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return the rules, each for its own share of what learns: those of the parts, and one for the rest."""
+        rest, rules = self.live(), []
+        for strategy in self.strategies:
+            rule = strategy.optimizer(self, rest)
+            if rule is not None:
+                rules.append(rule)
+                taken = {p for group in rule.param_groups for p in group["params"]}
+                rest = {name: p for name, p in rest.items() if p not in taken}
+        rules += [self._rule(rest)] if rest else []
+        for rule in rules:
+            for group in rule.param_groups:
+                group["peak"] = group["lr"]
+        return rules
 
-    def _optimizer(self) -> torch.optim.Optimizer:
+    def _rule(self, named: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
         settings = self.config.train
-        groups = {"base": settings.lr, "head": self.objective.settings.lr}
-        named = self.live()
-        parameters = [
-            {"params": [p for n, p in named.items() if n.startswith(part)], "lr": lr, "peak": lr}
-            for part, lr in groups.items()
-        ]
+        groups = {"base.": settings.lr, "head.": self.config.objective.lr}
+        shares = [([p for n, p in named.items() if n.startswith(part)], lr) for part, lr in groups.items()]
+        parameters = [{"params": share, "lr": lr} for share, lr in shares if share]
+        if settings.optimizer == "sgd":
+            return torch.optim.SGD(parameters, momentum=settings.momentum, weight_decay=settings.weight_decay)
         beta1, beta2 = settings.betas
         return torch.optim.AdamW(parameters, betas=(beta1, beta2), weight_decay=settings.weight_decay, fused=True)
 
-    def _banks(self) -> dict[str, Bank]:
-        sites = {f"sites/{name}": bank for name, (_, bank) in banks_of(self.backbone.module).items()}
-        return {**sites, "head": self.objective.head.bank}
-
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return (tensors by path, JSON values): everything that steps and task edges change."""
-        tensors: dict[str, Tensor] = {}
-        blocks: dict[str, Any] = {}
-        for path, bank in self._banks().items():
-            held, blocks[path] = bank.state()
-            tensors.update({f"{path}/{name}": tensor for name, tensor in held.items()})
-        tensors.update({"means/means": self.objective.means.means, "means/owners": self.objective.means.owners})
-        tensors.update(self._base_state())
-        tensors.update(
-            {f"optimizer/{n}/{k}": v for n, p in self.live().items() for k, v in self.optimizer.state[p].items()}
-        )
-        for strategy in self.strategies:
-            tensors.update({f"strategies/{strategy.name}/{k}": v for k, v in strategy.state().items()})
-        return tensors, {"blocks": blocks, "begun": self.begun, "phase": self.method.phases.index(self.phase)}
+        tensors, blocks = state.collect(self)
+        return tensors, {"blocks": blocks, "begun": self.begun, "phase": asdict(self.phase)}
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take back what `state` returned, on a learner made from the same config."""
-        device = self.processes.device
-        for path, bank in self._banks().items():
-            bank.restore(_under(tensors, f"{path}/"), values["blocks"][path])
-            bank.to(device)
-        means = _under(tensors, "means/")
-        self.objective.means.means, self.objective.means.owners = means["means"].to(device), means["owners"].to(device)
-        self._restore_base(_under(tensors, "base/"))
-        self.begun, self.phase = int(values["begun"]), self.method.phases[int(values["phase"])]
+        state.put_back(self, tensors, values["blocks"])
+        self.begun, self.phase = int(values["begun"]), state.phase_of(values["phase"])
         if self.begun:
             self._enter(self.curriculum[self.begun - 1])
-        self.optimizer = self._optimizer()
-        for name, parameter in self.live().items():
-            held = {k: v.to(device) for k, v in _under(tensors, f"optimizer/{name}/").items()}
-            if held:
-                self.optimizer.state[parameter] = {**held, "step": held["step"].to(parameter.device)}
-        for strategy in self.strategies:
-            strategy.restore(_under(tensors, f"strategies/{strategy.name}/"))
-
-    def _base_state(self) -> dict[str, Tensor]:
-        if self.method.live != "base":
-            return {}
-        return {f"base/{name}": tensor.detach() for name, tensor in self.backbone.module.state_dict().items()}
-
-    def _restore_base(self, tensors: Mapping[str, Tensor]) -> None:
-        if tensors:
-            self.backbone.module.load_state_dict(dict(tensors))
-            learn_base(self.backbone.module)
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the entries below `prefix`, by what is left of their path."""
-    return {path[len(prefix) :]: tensor for path, tensor in tensors.items() if path.startswith(prefix)}
+        self.optimizers = self._optimizers()
+        state.put_back_moments(self, tensors)
 
 
 def _curriculum(stream: Stream, method: Method) -> tuple[Task, ...]:

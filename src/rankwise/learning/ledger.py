@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -17,13 +18,15 @@ import torch
 
 from rankwise.config import Config, to_toml
 from rankwise.errors import StorageError
-from rankwise.files import append_line, load_json, remove, truncate, write_file
+from rankwise.files import append_line, load_json, parse_json, remove, truncate, write_file
 from rankwise.storage import newest_valid, read_folder, sweep, write_folder
 from rankwise.tensors import load_tensors, tensor_writer
 
 PACKAGES = ("rankwise", "torch", "transformers", "accelerate", "safetensors", "datasets", "numpy", "scikit-learn")
 LARGEST_RECORD = 1 << 30
 """Bytes of environment.json: it lists every validation row, and a stream may have millions."""
+UNDO = "undo.json"
+"""Stands in a run's directory while its last task is being taken back."""
 KEEP = 2
 """Snapshots kept within a task; those at task ends all stay."""
 
@@ -90,8 +93,11 @@ class Ledger:
         self._forget_old()
 
     def clean(self) -> None:
-        """Remove what a killed writer left half written; only where nobody else writes."""
+        """Remove what a killed writer left half written, end a killed `undo`; only where nobody else writes."""
         sweep(self.checkpoints)
+        if self.undoing() is not None:
+            self.cut()
+            self.end_undo()
 
     def newest(self) -> str:
         """Say which snapshot a resumed run starts from."""
@@ -101,11 +107,56 @@ class Ledger:
     def last(self) -> tuple[State | None, list[str]]:
         """Return the newest snapshot that is whole, and one line about each newer one that is not."""
         folder, refused = newest_valid(self.checkpoints, kind="snapshot", pattern="step-*")
-        if folder is None:
-            return None, refused
+        return None if folder is None else self.read(folder), refused
+
+    def read(self, folder: Path) -> State:
+        """Return what the snapshot `folder` holds; StorageError if it is not whole."""
         files = read_folder(folder, kind="snapshot")
         values = json.loads(files["state.json"].read_text())
-        return (load_tensors(files["state.safetensors"], finite=False), values), refused
+        return load_tensors(files["state.safetensors"], finite=False), values
+
+    def task_ends(self) -> dict[int, Path]:
+        """Return the snapshot written at the end of each task, by the number of tasks learnt; none is verified."""
+        found = {folder: _values(folder) for folder in sorted(self.checkpoints.glob("step-*"))}
+        return {values["progress"]["task"]: folder for folder, values in found.items() if values.get("kept")}
+
+    def progress(self, folder: Path) -> dict[str, Any]:
+        """Return where the run stood at a snapshot that `task_ends` lists."""
+        return _values(folder)["progress"]
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """Return the events, each with `end`, the offset in bytes after it; a line torn by a kill is left out."""
+        data = self.events.read_bytes() if self.events.exists() else b""
+        ends = [match.end() for match in re.finditer(b"\n", data)]
+        lines = data.splitlines()[: len(ends)]
+        return [{**parse_json(line, str(self.events)), "end": end} for line, end in zip(lines, ends, strict=True)]
+
+    def begin_undo(self, task: str, folder: Path | None, offset: int) -> None:
+        """Note that all after snapshot `folder` (None: after the start) and event offset `offset` is to go.
+
+        From here on the undo is done, if not by this process then by the next that writes here (`clean`).
+        """
+        number = -1 if folder is None else int(folder.name.removeprefix("step-"))
+        self.write_json(UNDO, {"task": task, "number": number, "events": offset})
+
+    def undoing(self) -> dict[str, Any] | None:
+        """Return what `begin_undo` noted, if `end_undo` has not come since."""
+        return load_json(self.path / UNDO) if (self.path / UNDO).exists() else None
+
+    def cut(self) -> None:
+        """Remove the snapshots and events that are to go, the newest first."""
+        asked = self.undoing() or {}
+        for folder in sorted(self.checkpoints.glob("step-*"), reverse=True):
+            if folder.name > _name(asked["number"]):
+                remove(folder)
+                if folder.exists():
+                    raise StorageError(f"{folder}: cannot be removed; check the permissions and undo again")
+        if self.events.exists() and self.events.stat().st_size > asked["events"]:
+            truncate(self.events, asked["events"])
+
+    def end_undo(self) -> None:
+        """Note that the undo is complete."""
+        remove(self.path / UNDO)
 
     def rewind(self, offset: int, number: int) -> None:
         """Go back to snapshot `number`: cut the events written after it, and put later, refused snapshots aside."""
@@ -124,11 +175,11 @@ class Ledger:
     def write_matrix(
         self, tasks: Sequence[str], zero_shot: Sequence[float | None], matrix: Sequence[Sequence[Any]]
     ) -> None:
-        """Write R as CSV: a column a task, a row before learning and one after each task."""
+        """Write R as CSV: a column a task, a row before learning and one after each task learnt."""
         text = io.StringIO()
         writer = csv.writer(text)
         writer.writerow(["after", *tasks])
-        for name, row in zip(["nothing", *tasks], [zero_shot, *matrix], strict=True):
+        for name, row in zip(["nothing", *tasks[: len(matrix)]], [zero_shot, *matrix], strict=True):
             writer.writerow([name, *("" if cell is None else repr(cell) for cell in row)])
         write_file(self.path / "matrix.csv", text.getvalue().encode())
 
@@ -148,10 +199,15 @@ def _name(number: int) -> str:
 
 
 def _is_kept(folder: Path) -> bool:
+    return bool(_values(folder).get("kept"))
+
+
+def _values(folder: Path) -> dict[str, Any]:
+    """Return the JSON values of a snapshot, or none where they cannot be read."""
     try:
-        return bool(json.loads((folder / "state.json").read_text())["kept"])
-    except (OSError, ValueError, KeyError):
-        return False
+        return json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def environment() -> dict[str, Any]:

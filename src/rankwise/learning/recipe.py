@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rankwise.adapters import Gate, Identity, Pair
+from rankwise.adapters import Branch, Gate, Identity, Init, Pair
+from rankwise.adapters.inits import KAIMING
 from rankwise.config import AdapterSettings
 from rankwise.errors import UsageError
+from rankwise.strategies import Phase, Strategy
 
 Identities = Literal["exact", "close", "moves"]
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of a task's training."""
-
-    name: str = "fit"
-    share: float = 1.0
-    """Fraction of the task's steps; the learning rate's course starts anew in each phase."""
-    live: Literal["all", "adapter", "head"] = "all"
-    """What learns: everything the method trains, or only the adapter (base), or only the head."""
+def plain_scale(scale: float, rank: int) -> float:
+    """Return the factor as it is configured, whatever the rank."""
+    return scale
 
 
 @dataclass(frozen=True)
@@ -39,10 +35,20 @@ class Method:
     """Trained parameters as a formula."""
     gate: type[Gate] = Identity
     """Makes the gate from the settings under [adapter.gate]."""
+    form: type[Branch] = Pair
+    """Makes the branch, with the settings under [adapter.form]."""
+    init: Init = KAIMING
+    """Start of the factors, unless adapter.init names another."""
+    dynamics: type[Strategy] | None = None
+    """How gradients become updates, with the settings under [adapter.dynamics]; None: the optimiser alone decides."""
+    scaling: Callable[[float, int], float] = plain_scale
+    """(adapter.scale, rank) -> the factor on the update."""
+    edits_base: bool = False
+    """True: the base's weights change, by entries of its ledger."""
     live: Literal["adapter", "base", "head"] = "adapter"
     """What learns besides the head's rows: an adapter, the whole base, or nothing."""
-    growth: Literal["keep", "append"] = "keep"
-    """Blocks: one through the stream, or a new one a task with old ones frozen."""
+    growth: Literal["keep", "append", "planned"] = "keep"
+    """Blocks: one through the stream, a new one a task with old ones frozen, or as the method's dynamics say."""
     order: Literal["stream", "at-once"] = "stream"
     """Tasks one after another, or all at once."""
     oracle: bool = False
@@ -61,11 +67,7 @@ class Method:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Config values that suit the method, under the user's own."""
 
-    def branch(self, settings: AdapterSettings, gate: Gate) -> Pair:
-        """Return the branch for `settings` with `gate` between its factors."""
-        return Pair(gate, settings.scale, settings.dropout, settings.init)
-
-    def grows(self, settings: AdapterSettings) -> Literal["keep", "append"]:
+    def grows(self, settings: AdapterSettings) -> Literal["keep", "append", "planned"]:
         """Return how blocks come, the settings' word before the method's."""
         return settings.growth or self.growth
 

@@ -34,8 +34,9 @@ def finish(learner: Learner, progress: Progress, ledger: Ledger, base: Mapping[s
 
 def collect(learner: Learner, progress: Progress, ledger: Ledger) -> dict[str, Any]:
     """Return everything results.json holds; all scores follow from `matrix` and `zero_shot`."""
-    matrix = whole(progress.rows, len(learner.tasks))
-    held = whole(progress.validation, len(learner.tasks))
+    matrix, held = progress.rows, progress.validation
+    if learner.method.order == "at-once" and matrix:
+        matrix, held = whole(matrix, len(learner.tasks)), whole(held, len(learner.tasks))
     sizes = [len(task.test) for task in learner.tasks]
     return {
         "method": learner.method.slug,
@@ -73,17 +74,16 @@ def peak_memory() -> int:
 
 
 def _artefact(learner: Learner, base: Mapping[str, Any]) -> dict[str, Content]:
-    """Return the files of adapter/: the adapter (or the base, if that learnt), the head and the class means."""
-    module, objective = learner.backbone.module, learner.objective
-    files = store.files(module, base) if is_adapted(module) else {}
-    if learner.method.live == "base":
-        files["base.safetensors"] = tensor_writer(dict(module.state_dict()))
-    tensors, blocks = objective.head.bank.state()
-    means = {"means.means": objective.means.means, "means.owners": objective.means.owners}
+    """Return the files of adapter/: the adapter (or the base, if that learnt) and what the objective adds."""
+    with learner.showing_deployed():
+        files = store.files(learner.model, base) if is_adapted(learner.model) else {}
+        if learner.method.live == "base":
+            files["base.safetensors"] = tensor_writer(dict(learner.model.state_dict()))
+    for strategy in learner.strategies:
+        if tensors := strategy.artefact():
+            files[f"{strategy.name}.safetensors"] = tensor_writer(tensors)
     names = list(learner.stream.class_names)
-    head = {"settings": objective.settings.model_dump(), "classes": blocks, "class_names": names}
     return {
         **files,
-        "head.json": json.dumps({**head, "base": dict(base), "method": learner.method.slug}, indent=1).encode(),
-        "head.safetensors": tensor_writer({**{f"head.{name}": tensor for name, tensor in tensors.items()}, **means}),
+        **learner.objective.files({"class_names": names, "base": dict(base), "method": learner.method.slug}),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,9 +14,8 @@ from rankwise.errors import NonFiniteError
 from rankwise.learning.evaluate import Row, evaluate
 from rankwise.learning.learner import Learner
 from rankwise.learning.ledger import Ledger
-from rankwise.learning.recipe import Phase
 from rankwise.learning.step import rate_at, step
-from rankwise.strategies import Term
+from rankwise.strategies import Phase, Term
 from rankwise.streams import Batch, Task
 
 
@@ -46,6 +45,10 @@ class Progress:
     """Steps done in the task under way."""
     total: int = 0
     """Steps done in all."""
+    first: int = -1
+    """Step of the task at which the phase under way began; -1: none is."""
+    done: list[dict[str, Any]] = field(default_factory=list)
+    """Reports of the phases finished in the task under way."""
     zero_shot: list[float | None] = field(default_factory=list)
     rows: list[list[float | None]] = field(default_factory=list)
     validation: list[list[float | None]] = field(default_factory=list)
@@ -77,55 +80,59 @@ def run(learner: Learner, ledger: Ledger, watch: Watch) -> Progress:
 
 
 def _learn(learner: Learner, ledger: Ledger, watch: Watch, task: Task, progress: Progress, clock: _Clock) -> Progress:
-    """Train one task, phase by phase and step by step, from where `progress` says."""
-    steps = steps_for(learner, task)
-    watch.task(progress.task, len(learner.curriculum), task.name, steps, progress.step)
-    if progress.step == 0:
+    """Train one task, phase by phase, from where `progress` says."""
+    watch.task(progress.task, len(learner.curriculum), task.name, learner.steps(task), progress.step)
+    if progress.first < 0:
         learner.begin_task(task)
-    for phase, first, last in _phases(learner.method.phases, steps):
-        if progress.step >= last:
-            continue
-        if progress.step == first:
-            learner.enter_phase(phase)
-        learner.backbone.module.train(learner.method.live != "head")
-        for batch in learner.loader(task).stream(progress.step, last, learner.config.train.workers):
-            settings = learner.config.train
-            rate = rate_at(settings.schedule, settings.warmup, progress.step - first, last - first)
-            with _pointing_back(ledger):
-                losses = step(learner, _terms(learner, task, batch, progress.total), progress.total, rate)
-            progress = replace(progress, step=progress.step + 1, total=progress.total + 1)
-            watch.stepped(progress.step, sum(losses.values()))
-            if progress.step % settings.log_every == 0 or progress.step == steps:
-                _record(learner, ledger, "step", task=task.name, step=progress.step, losses=losses, rate=rate)
-            if clock.rang() and progress.step < steps:
-                _save(learner, ledger, replace(progress, seconds=clock.seconds()), kept=False)
+    while True:
+        if progress.first < 0:
+            phase = learner.next_phase(task, progress.done)
+            if phase is None:
+                break
+            if steps_of(learner, task, phase, progress.done) or phase.changes:
+                learner.enter_phase(phase)
+            progress = replace(progress, first=progress.step)
+        progress = _fit(learner, ledger, watch, task, progress, clock)
+        progress = replace(progress, first=-1, done=[*progress.done, learner.end_phase()])
     learner.end_task(task)
+    return replace(progress, done=[])
+
+
+def _fit(learner: Learner, ledger: Ledger, watch: Watch, task: Task, progress: Progress, clock: _Clock) -> Progress:
+    """Train one phase step by step, from where `progress` says."""
+    settings, first = learner.config.train, progress.first
+    last = first + steps_of(learner, task, learner.phase, progress.done)
+    learner.model.train(learner.method.live != "head")
+    for batch in learner.loader(task).stream(progress.step, last, settings.workers):
+        rate = rate_at(settings.schedule, settings.warmup, progress.step - first, last - first)
+        with _pointing_back(ledger):
+            losses = step(learner, _terms(learner, task, batch, progress.total), progress.total, rate)
+        progress = replace(progress, step=progress.step + 1, total=progress.total + 1)
+        over = progress.step == last or any(strategy.enough(learner) for strategy in learner.strategies)
+        watch.stepped(progress.step, sum(losses.values()))
+        if progress.step % settings.log_every == 0 or over:
+            _record(learner, ledger, "step", task=task.name, step=progress.step, losses=losses, rate=rate)
+        if over:
+            break
+        if clock.rang():
+            _save(learner, ledger, replace(progress, seconds=clock.seconds()), kept=False)
     return progress
+
+
+def steps_of(learner: Learner, task: Task, phase: Phase, done: Sequence[Mapping[str, Any]]) -> int:
+    """Return the steps of a phase: its share of the task's, the shares of the fixed phases rounded to add up."""
+    steps = learner.steps(task)
+    if phase not in learner.method.phases:
+        return round(phase.share * steps)
+    before = sum(p.share for p in learner.method.phases[: len(done)])
+    return round((before + phase.share) * steps) - round(before * steps)
 
 
 def _terms(learner: Learner, task: Task, batch: Batch, number: int) -> list[Term]:
     """Return the losses of one step: the task's own, then those of the strategies in config order."""
-    classes = learner.loss_classes(task)
+    classes = learner.objective.loss_classes(learner, task)
     own = Term(learner.config.objective.kind, batch, lambda part: learner.losses(part, classes))
-    return [own, *(term for strategy in learner.strategies for term in strategy.terms(learner, number))]
-
-
-def steps_for(learner: Learner, task: Task) -> int:
-    """Return how many steps a curriculum task takes; tasks learnt at once take the steps of all of them together."""
-    settings = learner.config.train
-    if settings.steps is None:
-        return settings.epochs * learner.loader(task).steps_per_epoch
-    return settings.steps * (len(learner.tasks) if learner.method.order == "at-once" else 1)
-
-
-def _phases(phases: Sequence[Phase], steps: int) -> Iterator[tuple[Phase, int, int]]:
-    """Yield (phase, its first step, the step after its last)."""
-    share, first = 0.0, 0
-    for phase in phases:
-        share += phase.share
-        last = round(share * steps)
-        yield phase, first, last
-        first = last
+    return [*([own] if learner.phase.own_loss else []), *(term for strategy in learner.strategies for term in strategy.terms(learner, number))]
 
 
 class _Clock:
@@ -170,6 +177,7 @@ def _task_done(progress: Progress, row: Row) -> Progress:
         progress,
         task=progress.task + 1,
         step=0,
+        first=-1,
         rows=[*progress.rows, row.test],
         validation=[*progress.validation, row.validation],
         diagnostics=[*progress.diagnostics, row.diagnostics],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapters import using
+from rankwise.adapters import Aux, using
 from rankwise.errors import NonFiniteError
 from rankwise.seeds import derive
 from rankwise.strategies import Term
@@ -35,7 +35,9 @@ def step(learner: Learner, terms: Sequence[Term], number: int, rate: float) -> d
         NonFiniteError: a loss or a gradient is not finite; nothing that learns was changed.
 
     """
-    learner.optimizer.zero_grad(set_to_none=True)
+    learner.rate = learner.config.train.lr * rate
+    for rule in learner.optimizers:
+        rule.zero_grad(set_to_none=True)
     losses = {term.name: backward(learner, term, number) for term in terms}
     live = list(learner.live().values())
     add_up(learner, live, list(losses.values()))
@@ -44,27 +46,43 @@ def step(learner: Learner, terms: Sequence[Term], number: int, rate: float) -> d
     for strategy in learner.strategies:
         strategy.shape(learner, number)
     clip(terms, live, learner.config.train.clip, number)
-    for group in learner.optimizer.param_groups:
-        group["lr"] = group["peak"] * rate
-    learner.optimizer.step()
+    for rule in learner.optimizers:
+        for group in rule.param_groups:
+            group["lr"] = group["peak"] * rate
+        rule.step()
     for strategy in learner.strategies:
         strategy.settle(learner, number)
     for strategy in learner.strategies:
         strategy.follow(learner, number)
+    learner.after_step(number)
     return values
 
 
 def backward(learner: Learner, term: Term, number: int) -> Tensor:
     """Run forward and backward over this process's micro-batches of `term`; return their part of its mean loss."""
+    if term.batch is None:
+        return backward_alone(learner, term, number)
     total = torch.zeros((), device=learner.processes.device)
     for i, part, share in micro_batches(learner, term.batch):
         seed_draws(learner, term.name, number, i)
-        tokens = part.inputs.get("attention_mask")
-        with using(learner.backbone.module, blocks=learner.acting, tokens=None if tokens is None else tokens.bool()):
-            loss = term.losses(part.to(learner.processes.device)).sum() * share
+        part, aux = part.to(learner.processes.device), Aux()
+        with using(learner.model, blocks=learner.acting, aux=aux, **learner.context(part, number)):
+            loss = term.losses(part).sum() * share + aux.total() * (share * len(part))
             (term.weight * loss).backward()
         total += loss.detach()
     return total
+
+
+def backward_alone(learner: Learner, term: Term, number: int) -> Tensor:
+    """Run the backward of a loss of the parameters alone, in the first process; a constant has none."""
+    seed_draws(learner, term.name, number, 0)
+    loss = term.losses(EMPTY) * float(learner.processes.first)
+    if loss.requires_grad:
+        (term.weight * loss).backward()
+    return loss.detach()
+
+
+EMPTY = Batch({}, torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
 
 
 def micro_batches(learner: Learner, batch: Batch) -> Iterator[tuple[int, Batch, float]]:
@@ -115,7 +133,7 @@ def clip(terms: Sequence[Term], live: Sequence[nn.Parameter], largest: float | N
 
 
 def _rows(term: Term) -> str:
-    ids = term.batch.ids.tolist()
+    ids = [] if term.batch is None else term.batch.ids.tolist()
     return f"{ids[:8]}{'...' if ids[8:] else ''}"
 
 

@@ -1,12 +1,13 @@
-"""Bases: `load_backbone` turns a name into a frozen encoder with its way of reading inputs."""
+"""Bases: `load_backbone` turns a name into a frozen model with its way of reading inputs and of answering."""
 
 from __future__ import annotations
 
 from rankwise.errors import UsageError, nearest
 from rankwise.models import embedded, hub
 from rankwise.models.base import Backbone, fingerprint
+from rankwise.models.language import Answered, Answers, Language
 
-__all__ = ["Backbone", "fingerprint", "load_backbone"]
+__all__ = ["Answered", "Answers", "Backbone", "Language", "fingerprint", "load_backbone"]
 
 PREFIXES = ("embedded", "hub")
 MINILM = "minilm"
@@ -19,22 +20,25 @@ def load_backbone(
     max_length: int = 128,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    answers: Answers | None = None,
 ) -> Backbone:
     """Load a base by name: `embedded:vit`, `minilm`, a folder in the Hugging Face layout, or a hub id (or `hub:<id>`).
 
-    `pooling` is "auto", "mean", "cls" or, for text, "last"; `max_length` is in tokens and concerns text only. All
+    `pooling` is "auto", "mean", "cls" or, for text, "last"; `max_length` is in tokens and concerns text only. With
+    `answers` the base keeps its language head and `max_length` is that of a prompt; without, it is an encoder. All
     parameters come from the file, in float32, in eval mode, with requires_grad False; the global random generator is
     left as it was. Raises UsageError for a name that cannot exist and DataError, with the remedy, for files that
     cannot be found or used.
     """
     prefix, colon, rest = name.partition(":")
     if name == MINILM:
-        return embedded.load_minilm(pooling=pooling, max_length=max_length)
+        return embedded.load_minilm(pooling, max_length, answers=answers)
     if colon and prefix == "embedded":
-        return embedded.load(rest, pooling=pooling, max_length=max_length)
+        return embedded.load(rest, pooling, max_length, answers=answers)
     if colon and len(prefix) > 1 and prefix not in PREFIXES and "/" not in prefix:  # one letter is a Windows drive
         raise UsageError(f"base {name!r}: unknown prefix {prefix!r}: {nearest(prefix, PREFIXES)}")
     source = rest if colon and prefix == "hub" else name
     if "/" not in source and source in embedded.WEIGHTS:
         raise UsageError(f"base {name!r}: did you mean 'embedded:{source}'?")
-    return hub.load(source, pooling, max_length, revision=revision, trust_remote_code=trust_remote_code)
+    remote = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return hub.load(source, pooling, max_length, answers=answers, **remote)

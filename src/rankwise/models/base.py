@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from rankwise.errors import DataError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from rankwise.models.language import Language
 
 Modality = Literal["image", "text"]
 Encode = Callable[[Sequence[Any] | Tensor], dict[str, Tensor]]
@@ -33,6 +37,12 @@ class Backbone:
     encoder: Encode = field(repr=False)
     pool: Pool = field(repr=False)
     arguments: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids")
+    language: Language | None = field(default=None, repr=False)
+    """How it writes answers, where it was loaded with its language head."""
+    body: nn.Module | None = field(default=None, repr=False)
+    """The part of `module` whose states are pooled; None: all of it."""
+    folder: Path | None = None
+    """Where it was loaded from."""
 
     def encode(self, inputs: Sequence[Any] | Tensor) -> dict[str, Tensor]:
         """Turn raw inputs into a batch on the CPU: `pixel_values` [N, 3, H, W], or `input_ids` and masks [N, T].
@@ -46,7 +56,7 @@ class Backbone:
         known = {key: batch[key] for key in self.arguments if key in batch}
         if not known:
             raise DataError(f"base {self.name!r} takes {self.arguments}; the batch has {sorted(batch)}; use encode()")
-        return self.pool(self.module(**known), known.get("attention_mask")).float()
+        return self.pool((self.body or self.module)(**known), known.get("attention_mask")).float()
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -13,6 +13,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     CLIPVisionModel,
     PreTrainedConfig,
@@ -27,12 +29,14 @@ from rankwise.errors import DataError
 from rankwise.models import base
 from rankwise.models.base import Backbone, Pool
 from rankwise.models.images import encode_images
-from rankwise.models.sources import find, image_settings, read_config
+from rankwise.models.language import Answers, form_of, language_of
+from rankwise.models.sources import find, image_settings, read_config, refuse_featureless
 from rankwise.models.text import encode_texts
 
 VISION_PARTS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}  # of a model of two towers, the one that sees
 POOLED = frozenset({"clip", "clip_vision_model", "siglip", "siglip_vision_model"})
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "spm.model")
+WRITERS = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
 CLASS_TOKEN = frozenset({"vit", "deit", "beit", "data2vec-vision", "dinov2", "vit_msn"})
 
 
@@ -44,8 +48,11 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     label: str = "",
+    answers: Answers | None = None,
 ) -> Backbone:
-    """Load the encoder in folder `name`, or of hub id `name`, as a frozen float32 Backbone whose name is `label`.
+    """Load the base in folder `name`, or of hub id `name`, as a frozen float32 Backbone whose name is `label`.
+
+    Without `answers` it is an encoder (or the body of a decoder); with them it keeps its language head.
 
     The pooling "auto" means: text encoders, mean over the real tokens; decoders, the last real token; vision
     transformers, class token plus mean of the patch tokens; CLIP and SigLIP, the pooled output of the vision tower;
@@ -54,36 +61,68 @@ def load(
     """
     folder = find(name, revision, trust_remote_code)
     config = read_config(folder, trust_remote_code)
-    module = read_module(folder, config, trust_remote_code)
-    if module.main_input_name == "pixel_values":
-        encode = partial(encode_images, **image_settings(folder, module.config.to_dict()))
-        pool = base.pool_named(pooling, "image", _vision_pool(config.model_type))
-        backbone = Backbone(label or name, module, "image", 0, "", encode, pool, ("pixel_values",))
-        sample: Any = torch.zeros(1, 8, 8, dtype=torch.uint8)
-    elif module.main_input_name == "input_ids":
-        limit = min(max_length, config.to_dict().get("max_position_embeddings") or max_length)
-        encode = partial(encode_texts, tokenizer=read_tokenizer(folder, trust_remote_code), max_length=limit)
-        pool = base.pool_named(pooling, "text", _text_pool(config.model_type))
-        backbone, sample = Backbone(label or name, module, "text", 0, "", encode, pool), ["a"]
-    else:
-        raise DataError(f"{folder}: its inputs are {module.main_input_name!r}; a base reads images or text")
-    backbone.fingerprint = base.fingerprint(module)
+    make = _encoder if answers is None else partial(_writer, answers=answers)
+    backbone = make(label or name, folder, config, pooling, max_length, trust_remote_code)
+    backbone.fingerprint, backbone.folder = base.fingerprint(backbone.module), folder
+    sample: Any = torch.zeros(1, 8, 8, dtype=torch.uint8) if backbone.modality == "image" else ["a"]
     with torch.no_grad():  # the configuration's name for the width differs from model to model: measure it
         backbone.dim = backbone.features(backbone.encode(sample)).shape[1]
     return backbone
 
 
-def read_module(folder: Path, config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
-    """Build the encoder and fill it from the file: float32, frozen, no unused pooler; every weight must be there.
+def _encoder(
+    label: str, folder: Path, config: PreTrainedConfig, pooling: str, max_length: int, trust_remote_code: bool
+) -> Backbone:
+    """Read a model that turns one input into features."""
+    refuse_featureless(config, folder)
+    read = _vision_part if config.model_type in VISION_PARTS else AutoModel.from_pretrained
+    module = read_module(folder, config, trust_remote_code, read, **_without_pooler(config))
+    if module.main_input_name == "pixel_values":
+        encode = partial(encode_images, **image_settings(folder, module.config.to_dict()))
+        pool = base.pool_named(pooling, "image", _vision_pool(config.model_type))
+        return Backbone(label, module, "image", 0, "", encode, pool, ("pixel_values",))
+    if module.main_input_name != "input_ids":
+        raise DataError(f"{folder}: its inputs are {module.main_input_name!r}; a base reads images or text")
+    limit = min(max_length, config.to_dict().get("max_position_embeddings") or max_length)
+    encode = partial(encode_texts, tokenizer=read_tokenizer(folder, trust_remote_code), max_length=limit)
+    pool = base.pool_named(pooling, "text", _text_pool(config.model_type))
+    return Backbone(label, module, "text", 0, "", encode, pool)
+
+
+def _writer(
+    label: str,
+    folder: Path,
+    config: PreTrainedConfig,
+    pooling: str,
+    max_length: int,
+    trust_remote_code: bool,
+    *,
+    answers: Answers,
+) -> Backbone:
+    """Read a model that answers a prompt in words; its features are those of the part that reads."""
+    form = form_of(config, answers.form, str(folder / "config.json"))
+    module = read_module(folder, config, trust_remote_code, WRITERS[form].from_pretrained)
+    limits = (max_length, answers.length)
+    language = language_of(module, read_tokenizer(folder, trust_remote_code), form, limits)
+    body = module.get_encoder() if form == "seq2seq" else module.base_model
+    pool = base.pool_named(pooling, "text", base.mean_of_tokens if form == "seq2seq" else base.last_token)
+    backbone = Backbone(label, module, "text", 0, "", language.encode, pool, language=language, body=body)
+    backbone.arguments = ("input_ids", "attention_mask")
+    return backbone
+
+
+def read_module(
+    folder: Path, config: PreTrainedConfig, trust_remote_code: bool, read: Callable[..., Any], **extra: Any
+) -> PreTrainedModel:
+    """Fill a model from the file by `read`: float32, frozen; every weight must be there.
 
     What the constructor draws for initial weights leaves the global generator as it was. Raises DataError.
     """
-    read: Callable[..., Any] = AutoModel.from_pretrained if config.model_type not in VISION_PARTS else _vision_part
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     options |= {"config": config, "dtype": torch.float32, "trust_remote_code": trust_remote_code}
     try:
         with torch.random.fork_rng(devices=[]), _quietly():
-            module, report = read(folder, **options, **_without_pooler(config))
+            module, report = read(folder, **options, **extra)
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
         raise DataError(f"{folder}: the weights cannot be read ({error}); get an undamaged copy") from error
     missing = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])

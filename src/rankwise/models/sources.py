@@ -47,7 +47,7 @@ def is_offline() -> bool:
 
 
 def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
-    """Read config.json. Raises DataError for an adapter, for pickled weights and for models without features."""
+    """Read config.json. Raises DataError for an adapter and for pickled weights."""
     file = folder / "config.json"
     if (folder / "adapter_config.json").exists():
         raise DataError(f"{folder / 'adapter_config.json'}: an adapter, not a base; name the base it was trained on")
@@ -61,9 +61,14 @@ def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: cannot be read as a model's configuration: {error}") from error
-    if config.is_encoder_decoder or config.model_type in RANDOM:
-        raise DataError(f"{file}: model_type {config.model_type!r} has no features of one input; take an encoder")
     return config
+
+
+def refuse_featureless(config: PreTrainedConfig, folder: Path) -> None:
+    """Raise DataError for models without features of one input."""
+    if config.is_encoder_decoder or config.model_type in RANDOM:
+        file = folder / "config.json"
+        raise DataError(f"{file}: model_type {config.model_type!r} has no features of one input; take an encoder")
 
 
 def image_settings(folder: Path, config: dict[str, Any]) -> dict[str, Any]:

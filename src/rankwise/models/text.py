@@ -28,7 +28,7 @@ def encode_texts(
     columns: dict[str, Any] = dict(tokenizer(texts, others, truncation=True, max_length=limit, padding=False))
     token = tokenizer.pad_token_id
     fillers = {"input_ids": token if isinstance(token, int) else 0, "token_type_ids": 0}
-    found = {key: _padded(columns[key], filler) for key, filler in fillers.items() if key in columns}
+    found = {key: padded(columns[key], filler) for key, filler in fillers.items() if key in columns}
     lengths = torch.tensor([max(1, len(row)) for row in columns["input_ids"]]).unsqueeze(1)
     return {**found, "attention_mask": (torch.arange(found["input_ids"].shape[1]) < lengths).long()}
 
@@ -45,7 +45,7 @@ def _columns(inputs: Sequence[Any] | Tensor) -> tuple[list[str], list[str] | Non
     return [row[0] for row in rows], [row[1] for row in rows] if rows and len(rows[0]) == 2 else None
 
 
-def _padded(rows: list[list[int]], filler: int) -> Tensor:
-    """Stack rows of unequal length; an empty row becomes one `filler`."""
-    width = max(1, *(len(row) for row in rows))
+def padded(rows: list[list[int]], filler: int) -> Tensor:
+    """Stack rows of unequal length into [N, T], padded on the right; T is at least 1."""
+    width = max((1, *(len(row) for row in rows)))
     return torch.tensor([row + [filler] * (width - len(row)) for row in rows], dtype=torch.int64)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from rankwise.adapters import Bank, Sink
 from rankwise.config import ClassifySettings
 from rankwise.errors import DataError
+from rankwise.files import Content
+from rankwise.models import Backbone
+from rankwise.objectives.base import Learning, Objective, Outputs
 from rankwise.objectives.heads import ClassMeans, Head, class_means
+from rankwise.streams import Batch, Split, Task
+from rankwise.tensors import tensor_writer
 
 
-class Classify(nn.Module):
-    """The classification objective; callable on plain tensors, it knows neither model nor trainer."""
+class Classify(Objective):
+    """The classification objective; `open`, `cross_entropy`, `close` and `answer` take plain tensors."""
 
     metric = "accuracy"
 
@@ -43,10 +51,10 @@ class Classify(nn.Module):
 
     @property
     def wants_features(self) -> bool:
-        """True if `begin_task` needs the features of the task's training data."""
+        """True if `open` needs the features of the task's training data."""
         return self.settings.head == "means" or (self.settings.head == "cosine" and self.settings.imprint)
 
-    def begin_task(self, classes: Sequence[int], learn: Sequence[int], features: Tensor | None, labels: Tensor) -> None:
+    def open(self, classes: Sequence[int], learn: Sequence[int], features: Tensor | None, labels: Tensor) -> None:
         """Open rows for the classes of a task.
 
         Args:
@@ -60,7 +68,7 @@ class Classify(nn.Module):
         self.head.widen(classes, rows)
         self.head.learn([] if self.settings.head in ("names", "means") else learn)
 
-    def losses(self, features: Tensor, labels: Tensor, classes: Sequence[int]) -> Tensor:
+    def cross_entropy(self, features: Tensor, labels: Tensor, classes: Sequence[int]) -> Tensor:
         """Return the cross-entropy of each example among `classes`: features [N, d], labels [N] -> [N]."""
         order = torch.tensor(list(classes), device=labels.device)
         hit = labels[:, None] == order
@@ -69,7 +77,7 @@ class Classify(nn.Module):
             raise DataError(f"labels {missing} are not among the classes {list(classes)} this loss ranks")
         return F.cross_entropy(self.head.logits(features, classes).float(), hit.float().argmax(1), reduction="none")
 
-    def end_task(self, classes: Sequence[int], domain: int, features: Tensor, labels: Tensor) -> None:
+    def close(self, classes: Sequence[int], domain: int, features: Tensor, labels: Tensor) -> None:
         """Take the class means of a finished task: features [N, d], labels [N] under the model as it is now."""
         self.means.put(classes, domain, class_means(features, labels, classes))
 
@@ -82,6 +90,82 @@ class Classify(nn.Module):
         answers = self.means if self.settings.predict == "means" else self.head
         order = torch.tensor(list(classes), device=features.device)
         return order[answers.logits(features, classes).argmax(1)]
+
+    def run(self, backbone: Backbone, inputs: Mapping[str, Tensor], *, hidden: bool = False) -> Outputs:
+        """Run the base for one feature row an example."""
+        return Outputs(*backbone.states(inputs)) if hidden else Outputs(backbone.features(inputs))
+
+    def losses(self, outputs: Outputs, batch: Batch, classes: Sequence[int]) -> Tensor:
+        """Return each example's cross-entropy among `classes`: [n]."""
+        return self.cross_entropy(outputs.features, batch.labels, classes)
+
+    def logits(self, outputs: Outputs, batch: Batch, classes: Sequence[int]) -> Tensor:
+        """Return the head's scores of `classes`: [n, len(classes)]."""
+        return self.head.logits(outputs.features, classes).float()
+
+    def loss_classes(self, learning: Learning, task: Task) -> tuple[int, ...]:
+        """Return the task's own classes, or all seen so far."""
+        return task.classes if self.settings.classes == "task" else learning.seen
+
+    def begin_task(self, learning: Learning, task: Task) -> None:
+        """Open the head's rows for the classes of `task`."""
+        features = learning.features(task.train, learning.blocks_for(task)) if self.wants_features else None
+        learn = learning.seen if self.settings.classes == "seen" or learning.old_classes else task.classes
+        self.open(task.classes, learn, features, task.train.labels.to(self.means.means.device))
+
+    def end_task(self, learning: Learning, task: Task) -> None:
+        """Take the class means of a finished task."""
+        for member in learning.members(task):
+            features = learning.features(member.train, learning.blocks_for(member))
+            self.close(member.classes, member.index, features, member.train.labels.to(features.device))
+
+    def refresh(self, learning: Learning, rows: Tensor, task: Task) -> None:
+        """Take the class means of earlier tasks again from remembered rows."""
+        for t in (t for t in rows[:, 0].unique().tolist() if t != task.index):
+            old = learning.stream.tasks[t].train.take(rows[rows[:, 0] == t, 1])
+            features = learning.features(old, learning.blocks_for(learning.stream.tasks[t]))
+            present = tuple(sorted(set(old.labels.tolist())))
+            self.close(present, t, features, old.labels.to(features.device))
+
+    def score(self, learning: Learning, task: Task, split: Split, sink: Sink | None = None) -> float | None:
+        """Return the accuracy on `split`, each example ranked among `candidates`; None before all can be answered."""
+        candidates = self.candidates(learning, task)
+        if not set(task.classes) <= set(candidates):
+            return None
+        features = learning.features(split, learning.blocks_for(task), sink=sink)
+        labels = split.labels.to(features.device)
+        learning.add_up([] if sink is None else sink.sums())
+        return int((self.answer(features, candidates) == labels).sum()) / len(labels)
+
+    def candidates(self, learning: Learning, task: Task) -> list[int]:
+        """Return the classes a task's test examples are ranked among: what can be answered, as the stream allows."""
+        known = self.known()
+        if learning.oracle or learning.stream.candidates == "task":
+            return sorted(known & set(task.classes))
+        return sorted(known if learning.stream.candidates == "all" else known & set(learning.seen))
+
+    def banks(self) -> Mapping[str, Bank]:
+        """Return the head's rows."""
+        return {"head": self.head.bank}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the class means."""
+        return {"means": self.means.means, "owners": self.means.owners}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take the class means back."""
+        device = self.means.means.device
+        self.means.means, self.means.owners = state["means"].to(device), state["owners"].to(device)
+
+    def files(self, record: Mapping[str, Any]) -> dict[str, Content]:
+        """Return head and class means, with what each row stands for."""
+        tensors, blocks = self.head.bank.state()
+        means = {"means.means": self.means.means, "means.owners": self.means.owners}
+        head = {"settings": self.settings.model_dump(), "classes": blocks, **record}
+        return {
+            "head.json": json.dumps(head, indent=1).encode(),
+            "head.safetensors": tensor_writer({**{f"head.{name}": tensor for name, tensor in tensors.items()}, **means}),
+        }
 
     def _rows(self, classes: Sequence[int], features: Tensor | None, labels: Tensor) -> Tensor | None:
         if not self.wants_features:

@@ -1,4 +1,5 @@
-"""Methods: one file each, named by its slug; a user's own come through the entry-point group `rankwise.methods`.
+"""Methods: one file each, named by its slug; a user's own come through the entry-point group `rankwise.methods`, or
+from a module that the user names (`--import`).
 
 Names are listed without importing anything heavy; a method's file is imported when it is asked for.
 """
@@ -6,11 +7,13 @@ Names are listed without importing anything heavy; a method's file is imported w
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankwise.errors import UsageError, nearest
+from rankwise.errors import ConflictError, UsageError, nearest
 
 if TYPE_CHECKING:
     from rankwise.learning.recipe import Method
@@ -18,10 +21,13 @@ if TYPE_CHECKING:
 GROUP = "rankwise.methods"
 
 
+_added: dict[str, Method] = {}
+_modules: list[str] = []
+
+
 def slugs() -> list[str]:
-    """Return the names of all methods: this package's files, then those of installed plug-ins."""
-    own = sorted(path.stem.replace("_", "-") for path in Path(__file__).parent.glob("[!_]*.py"))
-    return [*own, *sorted(set(_plugins()) - set(own))]
+    """Return the names of all methods: this package's files, then those of plug-ins and modules that the user named."""
+    return [*_own(), *sorted({*_plugins(), *_added} - set(_own()))]
 
 
 def method(slug: str) -> Method:
@@ -29,10 +35,54 @@ def method(slug: str) -> Method:
     known = slugs()
     if slug not in known:
         raise UsageError(f"method {slug!r} does not exist; {nearest(slug, known)}")
-    plugins = _plugins()
-    if slug in plugins:
-        return plugins[slug].load()
-    return importlib.import_module(f"rankwise.papers.{slug.replace('-', '_')}").METHOD
+    if slug in _own():
+        return importlib.import_module(f"rankwise.papers.{slug.replace('-', '_')}").METHOD
+    return _added[slug] if slug in _added else _plugins()[slug].load()
+
+
+def add(module: str) -> list[str]:
+    """Import a module that the user named and make its METHOD (or each of its METHODS) known; return their slugs.
+
+    Looked for where Python looks, and in the current folder. Nothing is ever imported by a name read from a file.
+
+    Raises:
+        UsageError: there is no such module, or it holds no method.
+        ConflictError: it calls a method as another is called already.
+
+    """
+    if module in _modules:
+        return [slug for slug, found in _added.items() if found in _methods_of(module)]
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    found = _methods_of(module)
+    for taken in sorted({each.slug for each in found} & set(slugs())):
+        raise ConflictError(f"module {module!r} holds a method {taken!r}, which there is already; give it another slug")
+    _added.update({each.slug: each for each in found})
+    _modules.append(module)
+    return [each.slug for each in found]
+
+
+def added() -> list[str]:
+    """Return the modules that were added, for a process that must add them too."""
+    return list(_modules)
+
+
+def _methods_of(module: str) -> list[Method]:
+    try:
+        names = vars(importlib.import_module(module))
+    except ModuleNotFoundError as error:
+        where = "start from the folder it lies in, or install it"
+        raise UsageError(f"module {module!r}: no module named {error.name!r} was found; {where}") from error
+    found = names["METHODS"] if "METHODS" in names else [names[key] for key in ("METHOD",) if key in names]
+    if not found:
+        raise UsageError(
+            f"module {module!r} holds no METHOD and no METHODS; bind a rankwise.learning.recipe.Method there"
+        )
+    return list(found)
+
+
+def _own() -> list[str]:
+    return sorted(path.stem.replace("_", "-") for path in Path(__file__).parent.glob("[!_]*.py"))
 
 
 def _plugins() -> dict[str, metadata.EntryPoint]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from rankwise.adapters import Blocks, Context, Site, Spec
+from rankwise.adapters.inits import kaiming
 from rankwise.errors import UsageError
 from rankwise.learning.recipe import Method
 
@@ -67,9 +68,13 @@ class SelfActivated:
         if self.top_k < 1 or self.temperature <= 0:
             raise ValueError("top_k must be at least 1 and temperature above 0")
 
-    def specs(self) -> Mapping[str, Spec]:
+    def specs(self, site: Site) -> Mapping[str, Spec]:
         """Only the external router has tensors of its own."""
         return {"router": Spec(("rank", "in"), "router")} if self.router == "linear" else {}
+
+    def start(self, site: Site, rank: int, rng: Generator) -> dict[str, Tensor]:
+        """Draw the external router's rows."""
+        return {name: kaiming(rank, site.n_in, rng) for name in self.specs(site)}
 
     def __call__(self, z: Tensor, x: Tensor, blocks: Blocks, context: Context, site: Site, training: bool) -> Tensor:
         """Return w * z; see the class."""

@@ -121,3 +121,37 @@ def methods_table(records: Sequence[Mapping[str, Any]]) -> Table:
         for r in records
     )
     return Table("methods", ("method", "title", "paper", "axis", "merges", "PEFT"), rows, numbers_from=6)
+
+
+def log_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """Return what a run learnt when, from `rankwise.log`: a row a task."""
+    rows = []
+    for i, record in enumerate(records):
+        known = [score for score in record["scores"] if score is not None]
+        own = record["scores"][i] if len(record["scores"]) > i else None
+        mean = sum(known) / len(known) if known else None
+        took = "-" if record["wall_seconds"] is None else f"{record['wall_seconds']:.1f} s"
+        when = record["time"][:19].replace("T", " ")
+        cells = (str(record["steps"]), number(own), number(mean), took, when, record["snapshot"] or "-")
+        rows.append((f"{i + 1} {record['task']}", *cells))
+    columns = ("task", "steps", "its score", "mean of all scored", "wall", "learnt at (UTC)", "snapshot")
+    return Table("what was learnt when", columns, tuple(rows))
+
+
+def scores_table(scored: Mapping[str, Any]) -> Table:
+    """Return the scores of a saved run, from `rankwise.evaluate`: a row a task."""
+    lines = zip(scored["tasks"], scored["scores"], scored["validation"], strict=True)
+    rows = tuple((task, number(test), number(held)) for task, test, held in lines)
+    learnt = scored["learnt"][-1] if scored["learnt"] else "nothing"
+    return Table(f"{scored['metric']} after {learnt}", ("task", "test", "validation"), rows)
+
+
+def chosen_table(record: Mapping[str, Any]) -> Table:
+    """Return what a sweep picked for each method, from its record."""
+    rows = []
+    for method, choice in record["chosen"].items():
+        values = choice["values"]
+        text = "every run failed" if values is None else " ".join(f"{k}={v}" for k, v in values.items()) or "-"
+        edge = f"at the edge: {', '.join(choice['at_edge'])}" if choice["at_edge"] else ""
+        rows.append((method, text, number(choice["validation"]), edge))
+    return Table("picked on validation data", ("method", "settings", "validation", ""), tuple(rows), numbers_from=2)

@@ -1,15 +1,23 @@
 """What protects the past: parts that hook into the steps of a run and compose."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-from rankwise.config import ReplaySettings, Section
-from rankwise.strategies.base import Host, Strategy, Term, check_together
-from rankwise.strategies.replay import Replay, ReplayBuffer
+from rankwise.strategies.base import Copy, Host, Phase, Setting, Strategy, Term, check_together
+from rankwise.strategies.replay import Replay, ReplayBuffer, ReplaySettings
 
-STRATEGIES: Mapping[str, tuple[type[Section], Callable[[Any, int], Strategy]]] = {
-    Replay.name: (ReplaySettings, Replay),
-}
-"""Word in a config -> (schema of its settings, maker from settings and seed)."""
+STRATEGIES: Mapping[str, type[Strategy]] = {part.name: part for part in (Replay,)}
+"""The parts that no method brings along, by their word in a config."""
 
-__all__ = ["STRATEGIES", "Host", "Replay", "ReplayBuffer", "Strategy", "Term", "check_together"]
+__all__ = [
+    "STRATEGIES",
+    "Copy",
+    "Host",
+    "Phase",
+    "Replay",
+    "ReplayBuffer",
+    "ReplaySettings",
+    "Setting",
+    "Strategy",
+    "Term",
+    "check_together",
+]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from rankwise.config import ReplaySettings
+from rankwise.adapters import Change
+from rankwise.config import Count, Positive
 from rankwise.seeds import derive, generator
 from rankwise.strategies.base import Host, Strategy, Term
 from rankwise.streams import Batch, Task
@@ -47,6 +51,24 @@ class ReplayBuffer:
         return torch.cat(kept)
 
 
+@dataclass(frozen=True)
+class ReplaySettings:
+    """`[[strategy]] kind = "replay"`: rehearse stored examples of earlier tasks."""
+
+    size: Count = 200
+    """Examples the buffer holds."""
+    policy: Literal["reservoir", "balanced"] = "reservoir"
+    """reservoir: a uniform sample of everything seen; balanced: an equal share for each class."""
+    batch_size: Count = 32
+    """Stored examples rehearsed in a step."""
+    weight: Positive = 1.0
+    """Factor on the rehearsal loss."""
+    classes: Literal["seen", "task"] = "seen"
+    """Classes the rehearsal loss ranks: all seen so far, or those of the example's own task."""
+    refresh_means: bool = True
+    """Take the class means of earlier tasks again from the buffer when a task ends."""
+
+
 class Replay(Strategy):
     """Adds weight * mean cross-entropy of a draw from the buffer to each step.
 
@@ -55,6 +77,7 @@ class Replay(Strategy):
     """
 
     name = "replay"
+    Settings = ReplaySettings
     reads = frozenset({"loss", "memory"})
     writes = {"loss": "add", "replay buffer": "set"}
     brings_batches = True
@@ -62,7 +85,7 @@ class Replay(Strategy):
 
     def __init__(self, settings: ReplaySettings, seed: int) -> None:
         """Start with an empty buffer."""
-        self.settings = settings
+        super().__init__(settings, seed)
         self.buffer = ReplayBuffer(settings.size, settings.policy, seed)
 
     def terms(self, host: Host, step: int) -> Sequence[Term]:
@@ -74,9 +97,10 @@ class Replay(Strategy):
             return (self._term(host, "rehearsal", drawn, host.seen, self.settings.weight),)
         return [self._task_term(host, drawn, task) for task in drawn[:, 0].unique().tolist()]
 
-    def end_task(self, host: Host, task: Task) -> None:
+    def end_task(self, host: Host, task: Task) -> Sequence[Change]:
         """Offer the finished task's training rows."""
         self.buffer.offer(task.index, task.train.labels)
+        return ()
 
     def remembered(self) -> Tensor:
         """Return what the buffer holds, if class means are to be taken from it again."""

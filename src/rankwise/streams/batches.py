@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rankwise.errors import DataError
 from rankwise.seeds import generator
 from rankwise.streams.base import Split
 
 Encode = Callable[[Sequence[Any] | Tensor], dict[str, Tensor]]
 """Raw inputs -> the tensors a model takes; pure."""
+POOL = 50
+"""Batches whose rows are sorted by length together: more saves little padding and mixes lengths less."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Loader:
     batch_size: int
     seed: int
     name: str
+    lengths: Tensor | None = None
+    """[N] length of each row; where given, rows of similar length come together. See `lengths_of`."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -65,6 +70,10 @@ class Loader:
         """Return the rows of batch `step`: a cut of the permutation drawn for its epoch."""
         epoch, i = divmod(step, self.steps_per_epoch)
         order = torch.randperm(len(self.split), generator=generator(self.seed, "order", self.name, epoch))
+        if self.lengths is not None:
+            order = bucketed(order, self.lengths, self.batch_size)
+            places = torch.randperm(self.steps_per_epoch, generator=generator(self.seed, "batches", self.name, epoch))
+            i = int(places[i])
         return order[i * self.batch_size : (i + 1) * self.batch_size]
 
     def batch(self, step: int) -> Batch:
@@ -82,6 +91,23 @@ class Loader:
                 while len(ahead) <= workers and step + len(ahead) < stop:
                     ahead.append(pool.submit(self.batch, step + len(ahead)))
                 yield ahead.pop(0).result()
+
+
+def bucketed(order: Tensor, lengths: Tensor, batch_size: int) -> Tensor:
+    """Sort each run of POOL batches of `order` [N] by length, so that rows of similar length share a batch.
+
+    Which rows meet still changes from epoch to epoch, since the runs are cut from a permutation.
+    """
+    runs = order.split(POOL * batch_size)
+    return torch.cat([run[lengths[run].argsort(stable=True)] for run in runs])
+
+
+def lengths_of(split: Split) -> Tensor:
+    """Return how long each row's text is, in characters, both texts of a pair together: [N]. Images have no length."""
+    rows = [row if isinstance(row, tuple) else (row,) for row in split.inputs]
+    if not all(isinstance(text, str) for row in rows for text in row):
+        raise DataError("train.bucket sorts texts by length; this stream holds images: leave it out")
+    return torch.tensor([sum(len(text) for text in row) for row in rows])
 
 
 def encoded(split: Split, encode: Encode) -> Batch:

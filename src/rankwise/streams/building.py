@@ -13,7 +13,8 @@ from rankwise.config import Kind, StreamSettings, TaskSettings, parse
 from rankwise.errors import ConflictError, DataError
 from rankwise.streams.base import Stream
 from rankwise.streams.digits import digits
-from rankwise.streams.rows import Rows
+from rankwise.streams.prompts import instruction
+from rankwise.streams.rows import INPUTS, Rows
 from rankwise.streams.sampling import Sampling, generator, stratified
 from rankwise.streams.scenarios import (
     Domain,
@@ -67,7 +68,7 @@ def build_stream(
     reader = _Reader(checked, Path(root), data or {}, [])
     stream = _from_tasks(checked, seed, reader) if checked.tasks else _from_one(checked, seed, reader)
     record = {**stream.record, "test_cuts": reader.cuts, "settings": checked.model_dump(exclude_none=True)}
-    return dataclasses.replace(stream, record=record)
+    return dataclasses.replace(stream, tasks=stream.tasks[: checked.first_tasks], record=record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,8 @@ def _sampling(settings: StreamSettings, task: TaskSettings | None = None) -> Sam
 
 def _from_one(settings: StreamSettings, seed: int, reader: _Reader) -> Stream:
     kind: Kind = settings.kind or ("domain-incremental" if settings.rotations else "class-incremental")
+    if kind == "instruction":
+        return _instructed(_one_or_groups(settings, reader), settings, seed)
     if kind == "cross-domain":
         raise ConflictError("[stream]: kind = 'cross-domain' needs several data sets; list them in tasks = [...]")
     if settings.rotations and kind != "domain-incremental":
@@ -153,6 +156,23 @@ def _from_one(settings: StreamSettings, seed: int, reader: _Reader) -> Stream:
     )
 
 
+def _one_or_groups(settings: StreamSettings, reader: _Reader) -> list[Domain]:
+    """One data set as a task, or one task for each value of a column."""
+    train, test = reader.pair(settings)
+    domains = _grouped(train, test, settings) if settings.group_by else [Domain(settings.name, train, test)]
+    return [_prompted(domain, settings, settings) for domain in domains]
+
+
+def _prompted(domain: Domain, settings: StreamSettings, task: StreamSettings | TaskSettings) -> Domain:
+    given = task.input or settings.input or INPUTS[0]
+    return instruction(domain, task.prompt or settings.prompt, [given] if isinstance(given, str) else given)
+
+
+def _instructed(domains: list[Domain], settings: StreamSettings, seed: int) -> Stream:
+    order, sampling = settings.order or "given", _sampling(settings)
+    return cross_domain(domains, seed=seed, name=settings.name, order=order, sampling=sampling, kind="instruction")
+
+
 def _grouped(train: Rows, test: Rows, settings: StreamSettings) -> list[Domain]:
     return domains_by_column(train, test, settings.group_by or "")
 
@@ -162,7 +182,11 @@ def _from_tasks(settings: StreamSettings, seed: int, reader: _Reader) -> Stream:
         raise ConflictError(
             "[stream]: kind = 'class-incremental' divides one data set; for tasks = [...] use 'cross-domain'"
         )
-    domains = [Domain(task.name, *reader.pair(task), _sampling(settings, task)) for task in settings.tasks or ()]
+    tasks = settings.tasks or ()
+    domains = [Domain(task.name, *reader.pair(task), _sampling(settings, task)) for task in tasks]
+    if settings.kind == "instruction":
+        asked = [_prompted(domain, settings, task) for domain, task in zip(domains, tasks, strict=True)]
+        return _instructed(asked, settings, seed)
     same = len({frozenset(domain.train.names()) for domain in domains}) == 1 and len(domains) > 1
     kind = settings.kind or ("domain-incremental" if same else "cross-domain")
     order = settings.order or "given"

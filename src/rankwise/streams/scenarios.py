@@ -4,6 +4,7 @@ class_incremental   new classes each task, one numbering, a test row ranked amon
 task_incremental    the same tasks, a test row ranked within its own task
 domain_incremental  the same classes each task, other inputs (files, groups of rows, rotations)
 cross_domain        a data set each task, class ids side by side: data set i holds [sum_{j<i} C_j, sum_{j<=i} C_j)
+instruction         the same with rows of prompt and answer, see prompts.py; nothing is ranked
 """
 
 from __future__ import annotations
@@ -138,6 +139,7 @@ def cross_domain(
     order: Order = "given",
     sampling: Sampling = EVERY_ROW,
     candidates: Candidates = "all",
+    kind: Kind = "cross-domain",
 ) -> Stream:
     """A data set a task; class ids are offset in task order. A class name that two data sets share becomes `task/name`.
 
@@ -154,7 +156,7 @@ def cross_domain(
         taught, tested = (_shifted(rows.split(names), offset) for rows in (domain.train, domain.test))
         classes = tuple(_present(taught))
         blocks.append(_block(domain, classes, taught, tested, sampling))
-    kind: Kind = "task-incremental" if candidates == "task" else "cross-domain"
+    kind = "task-incremental" if candidates == "task" else kind
     return _stream(Heading(name, kind, tuple(all_names), seed, order, candidates), blocks, _sources(domains))
 
 

@@ -1,0 +1,1 @@
+"""How claims are measured, judged and written down; it knows none of them."""

@@ -1,0 +1,1 @@
+"""The small streams and models on which several claims are measured."""

@@ -1,0 +1,19 @@
+"""DoRA: the length of each output's row learns by itself, the pair of factors turns its direction (arXiv 2402.09353)."""
+
+from __future__ import annotations
+
+from rankwise.adapters.dora import Dora
+from rankwise.learning.recipe import Method
+
+METHOD = Method(
+    slug="dora",
+    title="DoRA: lengths and directions apart",
+    paper="arXiv 2402.09353 (ICML 2024)",
+    axis="form: the weight's rows are rescaled",
+    form=Dora,
+    parameters="rank * (in + out) + out a site",
+    refuses=(
+        "export as a plain LoRA: the update has full rank (PEFT loads it as what it is)",
+        "fold of some of its blocks: each row is divided by one length over all of them",
+    ),
+)

@@ -32,6 +32,7 @@ IMPORTS_BY_NAME = {
 OWNS_PARAMETERS = {
     "adapters/bank.py",  # the one place where a tensor of an adapter is made, as trainable or frozen
     "adapters/model.py",  # freezes the base when a branch is put at its sites
+    "adapters/overlay.py",  # puts a checkpoint's head, embedding or bias in the place of the base's, frozen
     "models/base.py",  # a base is loaded frozen
 }
 

@@ -11,12 +11,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rankwise.api import Run, adapt, export, load, merge, methods, resume, run, save
     from rankwise.learning.foreign import learning
+    from rankwise.learning.trainer import LearningCallback
 
 __version__ = "0.1.0"
 
 _IN_API = ("Run", "adapt", "export", "load", "merge", "methods", "resume", "run", "save")
 
-__all__ = ["Run", "__version__", "adapt", "export", "learning", "load", "merge", "methods", "resume", "run", "save"]
+__all__ = [
+    "LearningCallback",
+    "Run",
+    "__version__",
+    "adapt",
+    "export",
+    "learning",
+    "load",
+    "merge",
+    "methods",
+    "resume",
+    "run",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +39,10 @@ def __getattr__(name: str) -> Any:
         import rankwise.learning as module
 
         return module
+    if name == "LearningCallback":
+        from rankwise.learning.trainer import LearningCallback
+
+        return LearningCallback
     if name in _IN_API:
         from rankwise import api
 

@@ -39,7 +39,7 @@ from rankwise.learning.results import finish
 from rankwise.learning.run import Watch
 from rankwise.learning.run import run as learn
 from rankwise.models import Backbone, fingerprint, load_backbone
-from rankwise.objectives import Classify, name_rows
+from rankwise.objectives import OBJECTIVES
 from rankwise.storage import write_folder
 from rankwise.strategies import STRATEGIES, Strategy
 from rankwise.streams import build
@@ -70,8 +70,8 @@ def adapt(
     base: nn.Module,
     method: str = "lora",
     *,
-    rank: int = 8,
-    sites: str | Sequence[str] = "all-linear",
+    rank: int | None = None,
+    sites: str | Sequence[str] | None = None,
     seed: int = 0,
     data: object = None,
     gate: Mapping[str, Any] | None = None,
@@ -82,8 +82,8 @@ def adapt(
     Args:
         base: the module; it is changed and returned.
         method: a slug of `methods()`.
-        rank: ranks of the block.
-        sites: "all-linear" or names, see `rankwise.adapters.pick_sites`.
+        rank: ranks of the block; None: the method's own choice, 8 for most.
+        sites: "all-linear" or names, see `rankwise.adapters.pick_sites`; None: the method's own choice.
         seed: of the starting values.
         data: examples, for methods that start from data; none does yet.
         gate: settings of the method's gate, as under [adapter.gate] of a config.
@@ -102,16 +102,16 @@ def adapt(
     if data is not None:
         raise UsageError(f"method {method!r} does not start from data; leave data out")
     refuse_adapted(base)
-    names = [sites] if isinstance(sites, str) and sites != "all-linear" else sites
-    values = {**settings, "rank": rank, "sites": names, "gate": dict(gate or {})}
-    adapter = parse(AdapterSettings, values, "adapt")
+    named = {"rank": rank, "sites": sites, "gate": gate}
+    given = {**settings, **{key: value for key, value in named.items() if value is not None}}
+    adapter = parse(AdapterSettings, merged(chosen.defaults.get("adapter", {}), given), "adapt")
     if adapter.growth is not None:
         raise UsageError("growth belongs to a run, where tasks follow each other; leave it out of adapt")
-    places = pick_sites(base, adapter.sites, layers=adapter.layers, exclude=adapter.exclude)
+    places = chosen.places(base, adapter)
     branch = branch_of(chosen, adapter)
     record = {"fingerprint": fingerprint(base)} if branch.init.residual else {}  # before it is edited
     attach(base, places, branch, {"method": method, "seed": seed, **record})
-    grow(base, [Change("append", FIRST_BLOCK, rank)], seed)
+    grow(base, [Change("append", FIRST_BLOCK, adapter.rank)], seed)
     return base
 
 
@@ -323,14 +323,14 @@ def learner_of(config: Config, method: Method, data: Mapping[str, Any] | None = 
     """Load base and stream and put the parts of a run together; nothing is trained or written."""
     processes = Processes.start(config.train)
     stream = build(config.stream, config.seed, data=data)
-    backbone = load_backbone(**config.model.model_dump())
+    asked = OBJECTIVES[config.objective.kind]
+    backbone = load_backbone(**config.model.model_dump(), answers=asked.answers(config.objective))
     if stream.modality != backbone.modality:
         raise UsageError(
             f"model {backbone.name!r} reads {backbone.modality}, stream {stream.name!r} holds {stream.modality}; "
             "change one of them"
         )
-    names = name_rows(backbone, stream.class_names, config.seed) if config.objective.head == "names" else None
-    objective = Classify(config.objective, backbone.dim, config.seed, names)
+    objective = asked.made(config.objective, backbone, stream, config.seed)
     branch, parts = branch_of(method, config.adapter), parts_of(config, method)
     return Learner(config, method, branch, backbone, stream, objective, parts, processes)
 

@@ -9,11 +9,16 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 import rankwise
-from rankwise.adapters import Change, banks_of, grow, read_weight
+from rankwise.adapters import Change, adapter_of, banks_of, grow, read_weight
 from rankwise.adapters.dora import MAGNITUDE
 from rankwise.adapters.model import adapted_modules
+from rankwise.errors import UsageError
 
-SITES = {"llama": ["q_proj", "embed_tokens"], "gpt2": ["c_attn.q", "c_attn.v", "c_fc"], "dense": ["words", "conv", "fc"]}
+SITES = {
+    "llama": ["q_proj", "embed_tokens"],
+    "gpt2": ["c_attn.q", "c_attn.v", "c_fc"],
+    "dense": ["words", "conv", "fc"],
+}
 
 
 def adapted(name: str, blocks: int = 1, awake: bool = True) -> nn.Module:
@@ -83,3 +88,14 @@ def test_it_survives_a_save_and_leaves_the_base_alone(tmp_path):
     loaded = rankwise.load(tiny.gpt2(), tmp_path)
     assert torch.equal(tiny.logits(loaded, batch), tiny.logits(model, batch))
     assert rankwise.api.base_fingerprint(loaded) == before == rankwise.api.fingerprint(tiny.gpt2())
+
+
+def test_some_of_its_blocks_cannot_be_folded():
+    model, batch = adapted("llama", 2), tiny.fed("llama")
+    before = tiny.logits(model, batch)
+    with pytest.raises(UsageError, match=r"its blocks act together at '.*'; fold all or none"):
+        rankwise.merge(model, blocks=["t1"])
+    with pytest.raises(UsageError, match="full rank"):
+        branch = adapter_of(model).branch
+        branch.plain(*[(bank.view(), site) for site, bank in banks_of(model).values()][0])
+    assert torch.equal(tiny.logits(model, batch), before)

@@ -52,7 +52,10 @@ def test_a_parameter_and_a_buffer_lie_there_until_the_adapter_is_off():
         expected.get_parameter("layer.bias").fill_(0.5)
         expected.get_buffer("norm.running_mean").fill_(0.5)
     assert torch.equal(model(X), expected(X))
-    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["layer.banks.0.live.A", "layer.banks.0.live.B"]
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == [
+        "layer.banks.0.live.A",
+        "layer.banks.0.live.B",
+    ]
     with bare(model) as base:
         assert fingerprint(base) == fingerprint(made())
     assert torch.equal(model(X), expected(X))

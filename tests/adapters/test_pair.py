@@ -197,7 +197,10 @@ class Halved:
 
     linear: ClassVar[bool] = True
 
-    def specs(self) -> Mapping[str, Spec]:
+    def specs(self, site: Site) -> Mapping[str, Spec]:
+        return {}
+
+    def start(self, site: Site, rank: int, rng: torch.Generator) -> dict[str, Tensor]:
         return {}
 
     def __call__(self, z: Tensor, x: Tensor, blocks: Blocks, context: Context, site: Site, training: bool) -> Tensor:
@@ -217,6 +220,3 @@ def test_a_linear_gate_is_folded_with_the_update():
         assert not torch.allclose(model(x), tiny.mlp()(x), atol=1e-2)
 
 
-def test_an_unknown_init_is_refused_before_a_model_is_touched():
-    with pytest.raises(UsageError, match="did you mean 'gaussian'"):
-        Pair(Identity(), init="gausian")

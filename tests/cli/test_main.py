@@ -15,7 +15,10 @@ from rankwise.cli import main
 from rankwise.errors import RankwiseError
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-COMMANDS = ("demo", "run", "resume", "methods", "show", "schema")
+COMMANDS = (
+    *("demo", "run", "resume", "log", "evaluate", "undo", "merge", "export"),
+    *("sweep", "compare", "methods", "show", "schema"),
+)
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy", "sklearn")
 
 # A mistyped command line -> the name that must be offered instead. Each is one word away from a valid line.
@@ -61,6 +64,36 @@ TYPOS = [
     ("show lora --jsno", "--json"),
     ("resume runs/frist", "first"),
     ("resume runs", "no run"),
+    ("lgo runs/first", "log"),
+    ("log runs/frist", "first"),
+    ("evalute runs/first", "evaluate"),
+    ("evaluate runs/frist", "first"),
+    ("evaluate runs/first --taks a", "--task"),
+    ("udno runs/first", "undo"),
+    ("undo runs/frist", "first"),
+    ("mrege runs/first --out x", "merge"),
+    ("merge runs/frist --out x", "first"),
+    ("merge runs/first", "--out"),
+    ("merge runs/first --out good.toml", "is a file"),
+    ("merge runs/first --out runs", "name a new folder"),
+    ("exprot runs/first --out x", "export"),
+    ("export runs/first --to pfet --out x", "peft"),
+    ("export runs/frist --out x", "first"),
+    ("compaer runs/first", "compare"),
+    ("compare runs/frist", "first"),
+    ("compare", "compare --help"),
+    ("compare runs/first --baselin x", "--baseline"),
+    ("swep good.toml", "sweep"),
+    ("sweep godo.toml", "good.toml"),
+    ("sweep good.toml --gird train.lr=[1]", "--grid"),
+    ("sweep good.toml --grid train.lr", "write key="),
+    ("sweep good.toml --grid train.lr=lgo(1,2,3)", "log"),
+    ("sweep good.toml --grid train.rl=[1]", "lr"),
+    ("sweep good.toml --grid train.lr=[-1]", "greater than 0"),
+    ("sweep good.toml --methods lora,mroa", "mora"),
+    ("sweep good.toml --seeds 0", "at least 1"),
+    ("sweep good.toml --jobs 0", "at least 1"),
+    ("sweep good.toml --set train.epoch=2", "epochs"),
     ("demo --sed 1", "--seed"),
     ("demo --seed one", "int"),
     ("demo --fsat", "--fast"),

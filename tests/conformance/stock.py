@@ -28,7 +28,7 @@ DECODER: dict[str, Any] = {**tiny.WIDTH, **tiny.TEXT, "num_key_value_heads": 1, 
 
 
 def t5() -> nn.Module:
-    config = T5Config(d_model=12, d_kv=6, d_ff=20, num_layers=2, num_heads=2, vocab_size=29, decoder_start_token_id=0)
+    config = T5Config(d_model=12, d_kv=6, d_ff=20, num_layers=2, num_heads=2, vocab_size=29)
     return tiny.seeded(lambda: T5ForConditionalGeneration(config))
 
 

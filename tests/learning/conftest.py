@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from transformers import ViTConfig, ViTModel
 import rankwise
 from rankwise.config import merged
 from rankwise.learning.run import Watch
+from rankwise.strategies import STRATEGIES, Strategy
+
+sys.path.append(str(Path(__file__).parent))  # for foreign_parts
 
 CLOCKED = ("wall_seconds", "peak_memory_bytes")
 """What may differ between two runs of one config."""
@@ -138,3 +142,20 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
         torch.manual_seed(7)
         ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
     return Small(folder)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Register the strategies of `foreign_parts`; gives the instances made, by name."""
+    import foreign_parts  # pyright: ignore[reportMissingImports]
+
+    instances: dict[str, Any] = {}
+    for kind in foreign_parts.KINDS:
+
+        def note(self: Strategy, settings: Any, seed: int, kind: Any = kind) -> None:
+            super(type(self), self).__init__(settings, seed)
+            instances[kind.name] = self
+
+        watched = type(kind.__name__, (kind,), {"__init__": note})
+        monkeypatch.setitem(STRATEGIES, kind.name, watched)  # pyright: ignore[reportArgumentType]
+    return instances

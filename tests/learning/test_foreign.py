@@ -4,78 +4,18 @@ from __future__ import annotations
 
 import importlib
 import types
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import rankwise
-from rankwise.config import Section
 from rankwise.errors import ConflictError, UsageError
-from rankwise.learning.foreign import Hooks
-from rankwise.strategies import STRATEGIES, Host, Strategy
-
-
-class ProbeSettings(Section):
-    """Settings of the strategies in this file."""
-
-    kind: str = "probe"
-    factor: float = 0.5
-
-
-class Probe(Strategy):
-    """Scales gradients, clamps values and notes what it saw and when."""
-
-    name: ClassVar[str] = "probe"
-
-    def __init__(self, settings: ProbeSettings, seed: int) -> None:
-        self.factor, self.seed, self.seen = settings.factor, seed, []
-
-    def note(self, hook: str, host: Host, step: int) -> None:
-        self.seen.append((hook, step, {n: p.detach().clone() for n, p in host.live().items()}))
-
-    def shape(self, host: Host, step: int) -> None:
-        self.note("shape", host, step)
-        for parameter in host.live().values():
-            if parameter.grad is not None:
-                parameter.grad.mul_(self.factor)
-
-    def settle(self, host: Host, step: int) -> None:
-        self.note("settle", host, step)
-        with torch.no_grad():
-            for parameter in host.live().values():
-                parameter.clamp_(-0.5, 0.5)
-
-    def follow(self, host: Host, step: int) -> None:
-        self.note("follow", host, step)
-
-
-class Setter(Probe):
-    """Claims the live values for itself."""
-
-    name: ClassVar[str] = "setter"
-    writes: ClassVar[Mapping[str, Literal["add", "set"]]] = {"live": "set"}
-
-
-class Rival(Setter):
-    """So does this one."""
-
-    name: ClassVar[str] = "rival"
-
-
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """Register the strategies of this file; gives the instances made, by name."""
-    instances: dict[str, Any] = {}
-    for kind in (Probe, Setter, Rival):
-
-        def make(settings: ProbeSettings, seed: int, kind: type[Probe] = kind) -> Probe:
-            return instances.setdefault(kind.name, kind(settings, seed))
-
-        monkeypatch.setitem(STRATEGIES, kind.name, (ProbeSettings, make))  # pyright: ignore[reportArgumentType]
-    yield instances
+from rankwise.learning.foreign import Hooks, as_batch
+from rankwise.tensors import load_tensors, save_tensors
 
 
 def model_and_optimizer(rate: float = 0.1) -> tuple[nn.Module, torch.optim.SGD]:
@@ -113,7 +53,7 @@ def test_the_hooks_run_in_order_around_the_step(made):
     assert [(hook, step) for hook, step, _ in probe.seen] == [
         (hook, step) for step in range(3) for hook in ("shape", "settle", "follow")
     ]
-    assert hooks.step == 3 and probe.seed == 9 and (hooks.seen, hooks.tasks) == ((), ())
+    assert hooks.step == 3 and probe.seed == 9 and hooks.seen == () and [task.name for task in hooks.tasks] == ["1"]
     before, stepped, settled = (values for _, _, values in probe.seen[:3])
     assert set(before) == {"0.banks.0.live.A", "0.banks.0.live.B"}
     assert any(not torch.equal(before[name], stepped[name]) for name in before)
@@ -167,6 +107,11 @@ def test_replay_is_refused_by_name():
         (["probe"], {"probe": {"facto": 1.0}}, "unknown key 'facto'; did you mean 'factor'"),
         (["probe"], {"probe": {"factor": "x"}}, "factor = 'x'"),
         (["setter", "rival"], {}, "'setter' and 'rival' both set live"),
+        (
+            ["ruler"],
+            {},
+            "'ruler' takes over the rule of the optimiser, which a foreign loop does not let it; use rankw",
+        ),
         (["probe"], {"setter": {"factor": 1.0}}, "settings for 'setter', which is not among the strategies"),
     ],
 )
@@ -176,10 +121,132 @@ def test_wrong_words_are_refused(made, names, settings, message):
         pass
 
 
-def test_a_strategy_that_asks_for_losses_or_examples_is_told_why_not():
+def test_a_strategy_that_asks_for_what_the_loop_has_not_is_told_so():
     model, optimizer = model_and_optimizer()
+    batch: Any = as_batch({"x": torch.ones(2, 3)})
     with rankwise.learning(model, optimizer=optimizer) as hooks:
-        with pytest.raises(UsageError, match="takes its own losses"):
-            hooks.losses(None, ())  # pyright: ignore[reportArgumentType]
-        with pytest.raises(UsageError, match="holds its own data"):
-            hooks.examples(torch.zeros(1, 2))
+        for ask, message in (
+            (lambda: hooks.losses(batch, ()), r"takes its own losses; give losses = \(model, batch\)"),
+            (lambda: hooks.examples(torch.zeros(1, 2)), "does not give rows; it holds its own data"),
+            (lambda: hooks.batches(hooks.task), r"give the task's batches: end_task\(batches\)"),
+            (lambda: hooks.forward(batch), "does not give outputs"),
+            (lambda: hooks.objective, "does not give an objective"),
+            (lambda: hooks.steps(hooks.task), "does not give the number of its steps"),
+            (lambda: hooks.features(hooks.task.train), "does not give features"),
+            (lambda: hooks.begin_task(), "'1' has not ended"),
+        ):
+            with pytest.raises(UsageError, match=message):
+                ask()
+        hooks.end_task()
+        with pytest.raises(UsageError, match="no task has begun"):
+            hooks.end_task()
+
+
+def test_factors_of_an_adapter_are_asked_of_an_adapted_model(made):
+    plain = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    with pytest.raises(ConflictError, match="'factors' works on the factors"):
+        rankwise.learning(plain, "factors", optimizer=optimizer).__enter__()
+    model, optimizer = model_and_optimizer()
+    with rankwise.learning(model, "factors", optimizer=optimizer):
+        one_step(model, optimizer)
+
+
+# A loop of one's own, task after task.
+
+
+def each_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    return (model(batch["x"]) - batch["y"]).square().mean(1)
+
+
+def data(task: int) -> list[dict[str, Tensor]]:
+    rng = torch.Generator().manual_seed(task)
+    return [{"x": torch.randn(4, 3, generator=rng), "y": torch.randn(4, 2, generator=rng)} for _ in range(3)]
+
+
+def learn(model: nn.Module, optimizer: torch.optim.Optimizer, task: int) -> None:
+    for batch in data(task):
+        optimizer.zero_grad()
+        each_loss(model, batch).mean().backward()
+        optimizer.step()
+
+
+def values(model: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in model.parameters() if p.requires_grad]
+
+
+def test_a_penalty_is_added_from_the_second_task_on(made):
+    model, optimizer = model_and_optimizer()
+    with rankwise.learning(model, "fisher", optimizer=optimizer, losses=each_loss, fisher={"factor": 3.0}) as hooks:
+        learn(model, optimizer, 1)
+        hooks.end_task(data(1))
+        hooks.begin_task("second")
+        learn(model, optimizer, 2)
+        hooks.end_task(data(2))
+    assert made["fisher"].rows == [12, 12] and [task.name for task in hooks.tasks] == ["1", "second"]
+    other, optimizer = model_and_optimizer()
+    learn(other, optimizer, 1)
+    live = {n: p for n, p in other.named_parameters() if p.requires_grad}
+    anchors = {n: p.detach().clone() for n, p in live.items()}
+    weights = dict.fromkeys(live, torch.zeros(()))
+    for batch in data(1):
+        for loss in each_loss(other, batch):
+            for n, g in zip(live, torch.autograd.grad(loss, list(live.values()), retain_graph=True), strict=True):
+                weights[n] = weights[n] + g.square() / 12
+    for batch in data(2):
+        optimizer.zero_grad()
+        penalty = sum(((weights[n] * (p - anchors[n]).square()).sum() for n, p in live.items()), torch.zeros(()))
+        (each_loss(other, batch).mean() + 3.0 * penalty).backward()
+        optimizer.step()
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(values(model), values(other), strict=True))
+    assert any(float((a - b).abs().max()) > 1e-4 for a, b in zip(values(other), anchors.values(), strict=True))
+
+
+def test_state_goes_into_a_checkpoint_and_back(made, tmp_path: Path):
+    model, optimizer = model_and_optimizer()
+    with rankwise.learning(model, "fisher", optimizer=optimizer, losses=each_loss) as hooks:
+        learn(model, optimizer, 1)
+        hooks.end_task(data(1))
+        hooks.begin_task()
+        (tmp_path / "state.safetensors").write_bytes(save_tensors(hooks.state()))
+        weights = {n: p.detach().clone() for n, p in model.state_dict().items()}
+        learn(model, optimizer, 2)
+    resumed, optimizer = model_and_optimizer()
+    resumed.load_state_dict(weights)
+    with rankwise.learning(resumed, "fisher", optimizer=optimizer, losses=each_loss) as again:
+        again.restore(load_tensors(tmp_path / "state.safetensors"))
+        learn(resumed, optimizer, 2)
+        assert again.step == hooks.step == 6 and again.task.index == 1
+    assert all(torch.equal(a, b) for a, b in zip(values(resumed), values(model), strict=True))
+
+
+def test_deployed_values_answer_inside_the_block_only(made):
+    model, optimizer = model_and_optimizer()
+    with rankwise.learning(model, "average", optimizer=optimizer) as hooks:
+        learn(model, optimizer, 1)
+    last, x = values(model), torch.ones(1, 3)
+    means = list(made["average"].deployed().tensors.values())
+    with hooks.deployed() as answering:
+        assert answering is model and all(torch.equal(a, b) for a, b in zip(values(model), means, strict=True))
+        shown = model(x)
+    assert all(torch.equal(a, b) for a, b in zip(values(model), last, strict=True))
+    assert torch.equal(hooks.under(made["average"].deployed(), lambda: model(x)), shown)
+    assert not torch.equal(model(x), shown)
+
+
+@pytest.mark.parametrize("batch", [torch.ones(2, 3), {}, {"x": torch.ones(2), "y": torch.ones(3)}, {"x": "text"}, [1]])
+def test_a_batch_of_another_form_is_refused(batch):
+    with pytest.raises(UsageError, match="is a mapping of tensors with one row an example, not"):
+        as_batch(batch)
+
+
+def test_the_loops_generator_is_left_alone(made):
+    model, optimizer = model_and_optimizer()
+    with rankwise.learning(model, "fisher", "probe", optimizer=optimizer, losses=each_loss) as hooks:
+        torch.manual_seed(5)
+        learn(model, optimizer, 1)
+        hooks.end_task(data(1))
+        hooks.begin_task()
+        learn(model, optimizer, 2)
+        drawn = torch.rand(1)
+    assert torch.equal(drawn, torch.rand(1, generator=torch.Generator().manual_seed(5)))

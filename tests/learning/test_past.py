@@ -70,7 +70,7 @@ def test_undone_and_relearnt_is_as_before(small, done, run):
     assert kept(run).items() < snapshots.items()
     rankwise.resume(run)
     assert small.left(run) == before
-    clocks = {file for file in snapshots if file.endswith((".json"))}  # wall seconds, and the manifest's hash of them
+    clocks = {file for file in snapshots if file.endswith(".json")}  # wall seconds, and the manifest's hash of them
     assert {f: b for f, b in kept(run).items() if f not in clocks} == {
         f: b for f, b in snapshots.items() if f not in clocks
     }

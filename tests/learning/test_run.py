@@ -152,7 +152,7 @@ def test_a_base_that_cannot_read_the_stream_is_refused(small, tmp_path, text):
 def test_a_method_with_nothing_to_learn_is_refused_unless_it_only_scores(tmp_path):
     objective = {"head": "means", "predict": "means"}
     config = {"method": "linear-probe", "objective": objective, "stream": {"train_limit": 20, "test_limit": 10}}
-    with pytest.raises(UsageError, match=r"has nothing to learn; set train.steps = 0"):
+    with pytest.raises(UsageError, match=r"has nothing to learn in phase .*; set train.steps = 0"):
         rankwise.run({**config, "train": {"steps": 1}}, out=tmp_path / "a")
     assert rankwise.run({**config, "train": {"steps": 0}}, out=tmp_path / "b").results["steps"] == 0
 

@@ -53,7 +53,7 @@ def test_courses_of_the_learning_rate(schedule, warmup, expected):
 def test_the_rate_reaches_every_group(small):
     made = learner(small, train={"lr": 0.002}, objective={"lr": 0.03})
     step(made, [own(made)], 0, 0.25)
-    assert [group["lr"] for group in made.optimizer.param_groups] == pytest.approx([0.0005, 0.0075])
+    assert [group["lr"] for group in made.optimizers[0].param_groups] == pytest.approx([0.0005, 0.0075])
 
 
 def gradients(made: Learner) -> torch.Tensor:

@@ -69,7 +69,8 @@ def test_the_logits_are_those_of_each_answer_alone(load, kind):
     backbone = load(kind)
     language, module = backbone.language, backbone.module
     with torch.no_grad():
-        together = language.answered(module, backbone.encode(PAIRS))
+        batch = backbone.encode(PAIRS)
+        logits, (tokens, mask) = language.read(module, batch).logits, language.targets(batch)
         for row, (prompt, answer) in enumerate(PAIRS):
             p, a = language.prompt(prompt), language.answer(prompt, answer)
             if kind == "t5":
@@ -77,9 +78,9 @@ def test_the_logits_are_those_of_each_answer_alone(load, kind):
                 want = module(input_ids=torch.tensor([p]), decoder_input_ids=before).logits[0]
             else:
                 want = module(input_ids=torch.tensor([p + a])).logits[0, len(p) - 1 : -1]
-            real = together.mask[row].bool()
-            assert together.tokens[row][real].tolist() == a
-            assert torch.allclose(together.logits[row][real], want, atol=1e-5)
+            real = mask[row].bool()
+            assert tokens[row][real].tolist() == a
+            assert torch.allclose(logits[row][real], want, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,7 +118,10 @@ def test_features_of_a_language_model_do_not_depend_on_padding(load, kind):
     with torch.no_grad():
         together = backbone.features(backbone.encode(PROMPTS))
         alone = torch.cat([backbone.features(backbone.encode([prompt])) for prompt in PROMPTS])
+        with_answers = backbone.language.read(backbone.module, backbone.encode(PAIRS))
     assert torch.allclose(together, alone, atol=1e-5)
+    assert torch.allclose(with_answers.features, together, atol=1e-5)
+    assert len(with_answers.hidden) == (6 if kind == "t5" else 3)
 
 
 def test_models_without_a_language_head_are_refused(load, tmp_path):

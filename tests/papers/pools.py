@@ -21,7 +21,7 @@ def pool(a: Tensor, b: Tensor, rank: int, router: Tensor | None = None) -> Block
     tensors = {"A": a, "B": b} if router is None else {"A": a, "B": b, "router": router}
     count = len(a) // rank
     labels = tuple(str(i) for i in range(count))
-    return Blocks((tensors,), (rank,) * count, labels, {name: DIMS[name] for name in tensors})
+    return Blocks((tensors,), (rank,) * count, labels, {name: DIMS[name] for name in tensors}, (len(a),))
 
 
 def random_pool(atoms: int, width: int, out: int, rank: int = 8, dtype: torch.dtype = torch.float32) -> Blocks:
@@ -45,4 +45,4 @@ def delta(gate: Gate, x: Tensor, blocks: Blocks, *, training: bool, scale: float
     """Return what the branch adds to the base's output for x [..., in]."""
     site = site_of(blocks)
     module = nn.Linear(site.n_in, site.n_out)
-    return Pair(gate, scale).delta(x, blocks, Context(), site, module, training)
+    return Pair(gate, scale).delta(x, x.new_zeros(*x.shape[:-1], site.n_out), blocks, Context(), site, module, training)

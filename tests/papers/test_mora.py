@@ -267,7 +267,7 @@ def test_block_gates_the_atoms_of_a_task_together():
 def test_block_gating_follows_the_sizes_of_the_blocks():
     gate = replace(PAPER, level="block", selection="all", temperature=1.0)
     a, b, x = randn(7, WIDTH, key="A"), randn(OUT, 7, key="B"), randn(5, WIDTH, key="x")
-    blocks = Blocks(({"A": a, "B": b},), (4, 1, 2), ("0", "1", "2"), {"A": 0, "B": 1})
+    blocks = Blocks(({"A": a, "B": b},), (4, 1, 2), ("0", "1", "2"), {"A": 0, "B": 1}, (7,))
     s = scores(gate, x, blocks)
     per_block = torch.softmax(torch.stack([s[:, :4].sum(-1), s[:, 4], s[:, 5:].sum(-1)], -1), -1)
     torch.testing.assert_close(weights(gate, x, blocks, training=True), per_block[:, [0, 0, 0, 0, 1, 2, 2]])

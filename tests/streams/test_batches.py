@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 import torch
 
-from rankwise.streams import Batch, Loader, Split, concat, encoded, in_order
+from rankwise.errors import DataError
+from rankwise.streams import Batch, Loader, Split, concat, encoded, in_order, lengths_of
 
 
 def split(rows: int = 10, first: int = 0) -> Split:
@@ -151,3 +152,55 @@ def test_to_moves_everything():
     batch = Batch({"x": torch.zeros(1)}, torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
     moved = batch.to(torch.device("meta"))
     assert {moved.labels.device.type, moved.ids.device.type, moved.inputs["x"].device.type} == {"meta"}
+
+
+def ragged(rows: int = 700) -> Split:
+    """Texts of very different lengths, in no order."""
+    lengths = torch.randint(1, 400, (rows,), generator=torch.Generator().manual_seed(4)).tolist()
+    ids = torch.arange(rows)
+    return Split(["x" * n for n in lengths], ids % 3, ids)
+
+
+def widths(texts) -> dict[str, torch.Tensor]:
+    return {"x": torch.tensor([[len(text)] for text in texts])}
+
+
+def bucketing(seed: int = 0, name: str = "a", size: int = 16) -> Loader:
+    return Loader(ragged(), widths, size, seed, name, lengths_of(ragged()))
+
+
+def test_bucketed_epochs_show_every_row_once_and_each_differently():
+    made = bucketing()
+    epochs = [[made.batch(epoch * 44 + i).ids.tolist() for i in range(44)] for epoch in range(2)]
+    for epoch in epochs:
+        assert sorted(i for batch in epoch for i in batch) == list(range(700))
+        assert sum(len(batch) < 16 for batch in epoch) == 1
+    assert {frozenset(batch) for batch in epochs[0]}.isdisjoint({frozenset(batch) for batch in epochs[1]})
+
+
+def test_bucketed_batches_are_functions_of_counters():
+    made = bucketing()
+    backwards = {step: made.batch(step).ids.tolist() for step in reversed(range(50))}
+    assert [batch.ids.tolist() for batch in bucketing().stream(3, 50, 2)] == [backwards[step] for step in range(3, 50)]
+    others = [bucketing(seed=1), bucketing(name="b")]
+    assert all(other.batch(0).ids.tolist() != backwards[0] for other in others)
+
+
+def test_bucketed_batches_come_in_no_order_of_length_and_save_most_padding():
+    def padding(loader: Loader) -> tuple[float, list[int]]:
+        widest = [int(loader.batch(i).inputs["x"].max()) for i in range(44)]
+        slots = sum(w * len(loader.positions(i)) for i, w in enumerate(widest))
+        return 1 - sum(len(text) for text in loader.split.inputs) / slots, widest
+
+    share, widest = padding(bucketing())
+    plain, _ = padding(Loader(ragged(), widths, 16, 0, "a"))
+    assert plain > 0.4 and share < 0.1
+    assert widest != sorted(widest) and widest != sorted(widest, reverse=True)
+
+
+def test_lengths_count_both_texts_of_a_pair_and_images_have_none():
+    pairs = Split([("ab", "cde"), ("", "x")], torch.zeros(2, dtype=torch.long), torch.arange(2))
+    assert lengths_of(pairs).tolist() == [5, 1]
+    images = Split(torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.long), torch.arange(2))
+    with pytest.raises(DataError, match=r"train\.bucket"):
+        lengths_of(images)

@@ -1,8 +1,9 @@
-"""Makes the tiny models of the adapters' tests importable."""
+"""Makes the tiny models of the adapters' tests, and stock PEFT as the other side, importable."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
+HERE = Path(__file__).parent
+sys.path.extend([str(HERE.parent / "conformance"), str(HERE.parent / "adapters")])

@@ -51,6 +51,8 @@ class Blocks:
     """Length of each part on the bank's own axis."""
     shared: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors that all sites of the model have in common."""
+    live: tuple[bool, ...] = ()
+    """Whether each acting block is live: noise and losses of routing are for those alone."""
 
     def __getitem__(self, name: str) -> Tensor:
         """Return tensor `name` over all acting blocks, concatenated along the growing axis."""
@@ -177,8 +179,8 @@ class Bank(nn.Module):
             parts, widths = self._halves(), tuple(n for n in (self._length(False), self._length(True)) if n)
         else:
             parts, widths = [self._cut(block) for block in chosen], sizes
-        labels = tuple(block.label for block in chosen)
-        return Blocks(tuple(parts), sizes, labels, self.dims, widths, self.shared.tensors())
+        labels, live = tuple(block.label for block in chosen), tuple(block.live for block in chosen)
+        return Blocks(tuple(parts), sizes, labels, self.dims, widths, self.shared.tensors(), live)
 
     def tensor(self, name: str) -> Tensor:
         """Return tensor `name` over all blocks."""

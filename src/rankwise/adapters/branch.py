@@ -76,6 +76,8 @@ class Branch(ABC):
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True)
     thin: ClassVar[bool] = False
     """True if `plain` gives two factors of few ranks."""
+    additive: ClassVar[bool] = True
+    """False: what a block adds depends on the other blocks, so that only all of them together can be folded."""
     reads_weight: ClassVar[bool] = False
     """True if `delta` needs the base's weight, and so a base whose weight can be read."""
     whole_batch: ClassVar[bool] = False

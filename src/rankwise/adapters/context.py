@@ -28,6 +28,9 @@ class Sink:
         self._sums[key] = self._sums.get(key, torch.zeros(rows.shape[-1])) + rows.sum(0).cpu()
         self._counts[key] = self._counts.get(key, torch.zeros(1)) + rows.shape[0]
 
+    def saw(self, site: str, x: Tensor, delta: Tensor, tokens: Tensor | None) -> None:
+        """Take note of what `site` read and added in a forward, raw; a sink that wants it says so in a subclass."""
+
     def sums(self) -> list[Tensor]:
         """Return the running sums and counts, to be added up in place over processes that measured the same names."""
         return [table[key] for table in (self._sums, self._counts) for key in sorted(table)]

@@ -39,6 +39,7 @@ class Dora(Pair):
 
     reads_weight: ClassVar[bool] = True
     thin: ClassVar[bool] = False
+    additive: ClassVar[bool] = False
 
     def specs(self, site: Site) -> Mapping[str, Spec]:
         """Return the factors and the magnitudes."""

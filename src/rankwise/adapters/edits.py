@@ -18,6 +18,8 @@ def read_weight(module: nn.Module, site: Site) -> Tensor:
 
     A quantised weight is read off what the module does to the unit vectors, so any kind of quantisation will do.
     """
+    if site.reads:
+        raise UsageError(f"{site.name!r}: it stands beside {site.path!r} and reads elsewhere, so it has no weight")
     held = dict(module.named_parameters(recurse=False)).get("weight")
     with torch.no_grad():
         if held is None or not held.is_floating_point():
@@ -36,6 +38,11 @@ def _measured(module: nn.Module, site: Site) -> Tensor:
     return (weight if site.rows is None else weight[slice(*site.rows)]).contiguous()
 
 
+def owner_of(model: nn.Module, site: Site) -> Adapted:
+    """Return the adapted module that `site` lies on."""
+    return next(module for module in adapted_modules(model).values() if site in module.sites)
+
+
 def weight_reader(module: nn.Module, site: Site) -> Callable[[], Tensor]:
     """Return the function that reads the weight at `site` when it is asked."""
     return lambda: read_weight(module, site)
@@ -45,24 +52,40 @@ def weight_reader(module: nn.Module, site: Site) -> Callable[[], Tensor]:
 def edit(model: nn.Module, site: Site, entry: Mapping[str, Tensor]) -> None:
     """Add to the base's weight at `site`, in place, and write it into the ledger.
 
+    A site's entries never hold more numbers than its weight does: where they would, the weight takes their place.
+
     Args:
         model: an adapted model.
         site: where.
-        entry: {"up": [out, r], "down": [r, in]} adds their product, {"update": [out, in]} adds it as it is.
+        entry: {"up": [out, r], "down": [r, in]} adds their product, {"update": [out, in]} adds it as it is, and
+            {"weight": as the module lays it out} takes the place of what is there.
 
     Raises:
         UsageError: the weight cannot take it (quantised).
 
     """
-    owner = adapted_modules(model)[site.path]
+    owner = owner_of(model, site)
     weight = _writable(owner.base, site)
     entry = {name: tensor.detach().clone() for name, tensor in entry.items()}
-    update = entry["update"] if "update" in entry else entry["up"] @ entry["down"]
     rows = slice(None) if site.rows is None else slice(*site.rows)
     part = weight[:, rows] if site.kind == "transposed" else weight[rows]
-    exact = torch.promote_types(part.dtype, update.dtype)
-    part.copy_(part.to(exact) + ALGEBRAS[site.kind].add(update, weight).to(part.device, exact))
-    owner.edits.append((site.name, entry))
+    if "weight" in entry:
+        part.copy_(entry["weight"])
+    else:
+        update = entry["update"] if "update" in entry else entry["up"] @ entry["down"]
+        exact = torch.promote_types(part.dtype, update.dtype)
+        part.copy_(part.to(exact) + ALGEBRAS[site.kind].add(update, weight).to(part.device, exact))
+    _enter(owner, site, entry, part)
+
+
+def _enter(owner: Adapted, site: Site, entry: dict[str, Tensor], part: Tensor) -> None:
+    """Write `entry` into the ledger, or, if the site's entries outgrow it, its weight `part` as it is now."""
+    others = [(name, other) for name, other in owner.edits if name != site.name]
+    own = [other for name, other in owner.edits if name == site.name]
+    if sum(tensor.numel() for other in (*own, entry) for tensor in other.values()) > part.numel():
+        owner.edits[:] = [*others, (site.name, {"weight": part.clone()})]
+    else:
+        owner.edits.append((site.name, entry))
 
 
 def ledger(model: nn.Module) -> dict[str, Tensor]:
@@ -104,6 +127,7 @@ def fold(model: nn.Module, labels: Sequence[str] | None = None, *, site: str | N
             another module); nothing is changed then.
 
     """
+    adapter_of(model)
     pairs = [(module, *pair) for module in adapted_modules(model).values() for pair in module.pairs()]
     chosen = [(module, where, bank) for module, where, bank in pairs if site in (None, where.name)]
     _refuse_unknown(labels, [bank for _, _, bank in chosen])
@@ -119,7 +143,7 @@ def fold(model: nn.Module, labels: Sequence[str] | None = None, *, site: str | N
 
 def residual(model: nn.Module, site: Site, bank: Bank, label: str) -> None:
     """Take what block `label` computes at `site` out of the base's weight, so that their sum is what the base was."""
-    owner = adapted_modules(model)[site.path]
+    owner = owner_of(model, site)
     entry = _entry(model, owner, site, bank, [label])
     sign = "update" if "update" in entry else "up"
     edit(model, site, {**entry, sign: -entry[sign]})
@@ -129,6 +153,8 @@ def _entry(model: nn.Module, owner: Adapted, site: Site, bank: Bank, labels: Seq
     """Return what the named blocks add to the weight, in the smaller of both forms an edit can have."""
     branch, blocks = adapter_of(model).branch, bank.view(labels)
     branch.refuse_unless_linear()
+    if not branch.additive and len(blocks.labels) < len(bank.labels):
+        raise UsageError(f"{type(branch).__name__}: its blocks act together at {site.name!r}; fold all or none of them")
     _writable(owner.base, site)
     if branch.thin and bank.size * (site.n_in + site.n_out) < site.n_in * site.n_out:
         a, b, scale = branch.plain(blocks, site)
@@ -145,6 +171,8 @@ def _refuse_unknown(labels: Sequence[str] | None, banks: Sequence[Bank]) -> None
 
 
 def _writable(base: nn.Module, site: Site) -> Tensor:
+    if site.reads:
+        raise UsageError(f"{site.name!r}: it stands beside {site.path!r} and reads elsewhere, so no weight can take it")
     weight = dict(base.named_parameters(recurse=False)).get("weight")
     if weight is None or not weight.is_floating_point():
         what = "no parameter" if weight is None else weight.dtype

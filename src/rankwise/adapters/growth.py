@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from rankwise.adapters.bank import Bank
-from rankwise.adapters.edits import fold, read_weight, residual
-from rankwise.adapters.model import adapted_modules, adapter_of, banks_of, place
+from rankwise.adapters.edits import fold, owner_of, read_weight, residual
+from rankwise.adapters.model import adapter_of, banks_of, place
 from rankwise.adapters.sites import Site
 from rankwise.errors import UsageError, nearest
 from rankwise.seeds import generator
@@ -88,7 +88,7 @@ def _append(model: nn.Module, bank: Bank, site: Site, change: Change, seed: int)
     """Start a block; one whose init is residual is taken out of the base's weight, to the identity."""
     adapter = adapter_of(model)
     _share(model, change.rank, seed)
-    owner = adapted_modules(model)[site.path]
+    owner = owner_of(model, site)
     rng = generator(seed, "init", change.label, site.name)
     start = adapter.branch.start(site, change.rank, rng, lambda: read_weight(owner.base, site).cpu())
     bank.append(change.label, start)

@@ -117,7 +117,10 @@ class Adapted(nn.Module):
         site = self.sites[i]
         x = self.adapter.inputs[site.reads] if site.reads else x
         y = y if site.rows is None else y[..., slice(*site.rows)]
-        return self.adapter.branch.delta(x, y, blocks, context, site, self.base, self.training)
+        delta = self.adapter.branch.delta(x, y, blocks, context, site, self.base, self.training)
+        if context.sink is not None:
+            context.sink.saw(site.name, x, delta, context.tokens)
+        return delta
 
     def _assemble(self, deltas: Sequence[Tensor | None], y: Tensor) -> Tensor:
         """Lay the updates of a fused projection's parts side by side; a part without blocks adds zero."""

@@ -59,9 +59,15 @@ class Pair(Branch):
         if x.is_floating_point():
             x = self.dropped(x.to(blocks.parts[0]["A"].dtype), training)
         z = [algebra.down(x, part["A"], module, site) for part in blocks.parts]
-        w = self.gate(z[0] if len(z) == 1 else torch.cat(z, -1), x, blocks, context, site, training)
+        w = self.mixed(z[0] if len(z) == 1 else torch.cat(z, -1), x, blocks, context, site, module, training)
         parts = [algebra.up(v, part["B"]) for v, part in zip(blocks.split(w), blocks.parts, strict=True)]
         return sum(parts[1:], parts[0]) * (self.scale * site.scale)
+
+    def mixed(
+        self, z: Tensor, x: Tensor, blocks: Blocks, context: Context, site: Site, module: nn.Module, training: bool
+    ) -> Tensor:
+        """Return the coefficients [..., R] of the values, from the responses z [..., R]: what the gate makes of them."""
+        return self.gate(z, x, blocks, context, site, training)
 
     def plain(self, blocks: Blocks, site: Site) -> tuple[Tensor, Tensor, float]:
         """Return (A, B, scale) of the plain LoRA that computes the same: a linear gate goes into A.

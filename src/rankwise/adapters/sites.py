@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch.nn.functional as F
@@ -38,6 +38,8 @@ class Site:
     """Factor on the update here, besides the branch's own; other than 1 only where a checkpoint says so."""
     reads: str = ""
     """Dotted path of the module whose input the branch reads instead of its own module's; "": its own."""
+    behind: int = 0
+    """How many of the chosen spans (see SPANS) come after this one."""
 
     @property
     def layer(self) -> int | None:
@@ -62,7 +64,7 @@ def _up_last(v: Tensor, b: Tensor) -> Tensor:
 
 
 def _up_channels(v: Tensor, b: Tensor) -> Tensor:
-    return F.linear(v, b).movedim(-1, 1)
+    return F.conv2d(v.movedim(-1, 1), b[..., None, None])  # as PEFT does it, to the bit
 
 
 def _down_rows(x: Tensor, a: Tensor, module: nn.Module, site: Site) -> Tensor:
@@ -99,6 +101,22 @@ FUSED: Mapping[str, Callable[[int, int], dict[str, int]]] = {
     "gate_up_proj": lambda n_in, n_out: {"gate": n_out // 2, "up": n_out // 2},
 }
 """Last word of a module's path -> (n_in, n_out) -> rows of each part, for projections that hold several in a row."""
+
+MLP_SPAN, SPAN = "mlp-span", ".span"
+"""The word for all spans in a config, and what a span's name ends in."""
+SPANS = (
+    ("layernorm_after", "mlp.fc2"),  # ViT
+    ("layernorm_after", "output.dense"),  # ViT of older releases
+    ("layer_norm2", "mlp.fc2"),  # CLIP, SigLIP
+    ("pre_feedforward_layernorm", "post_feedforward_layernorm"),  # Gemma 2 and 3
+    ("post_attention_layernorm", "mlp.down_proj"),  # Llama, Qwen, Gemma, Mistral
+    ("ln_2", "mlp.c_proj"),  # GPT-2
+    ("layer_norm", "DenseReluDense.wo"),  # T5
+    ("intermediate.dense", "output.dense"),  # BERT, which normalises after the sum
+)
+"""(module whose input is the residual stream before a block's MLP, module whose output is added to it), under the path
+of a block. A branch that reads the one and adds to the other stands beside the whole MLP; the first that fits counts.
+"""
 
 HEADS = ("lm_head", "classifier", "score", "embed_out", "qa_outputs", "vocab_projector", "head", "heads")
 """Words of a path that name an output head: "all-linear" leaves out what is one or lies in one."""
@@ -146,6 +164,19 @@ def _parts(path: str, module: nn.Module, kind: str, n_in: int, n_out: int, cut: 
     return sites
 
 
+def span_sites(model: nn.Module) -> tuple[Site, ...]:
+    """Return the spans `model` has, one beside each MLP, in module order; none in architectures SPANS does not know."""
+    modules, found = dict(model.named_modules()), dict[str, Site]()
+    for path, module in modules.items():
+        for reads, writes in SPANS:
+            block = path.removesuffix(writes)
+            if block != path and path not in found and f"{block}{reads}" in modules:
+                shape = shape_of(module)
+                width = shape[2] if shape else len(module.get_parameter("weight"))
+                found[path] = Site(f"{path}{SPAN}", path, "linear", width, width, width=width, reads=f"{block}{reads}")
+    return tuple(found.values())
+
+
 def pick_sites(
     model: nn.Module,
     sites: str | Sequence[str] = "all-linear",
@@ -157,8 +188,9 @@ def pick_sites(
 
     Args:
         model: the base; nothing in it changes.
-        sites: "all-linear" (every linear or Conv1D module but output heads), or names: a whole path, the end of one
-            ("q_proj", "c_attn.q") or a glob over whole paths ("layers.*.mlp.*"). Never a regular expression.
+        sites: "all-linear" (every linear or Conv1D module but output heads), "mlp-span" (beside each block's MLP: from
+            its residual input to its output), or names: a whole path, the end of one ("q_proj", "c_attn.q") or a glob
+            over whole paths ("layers.*.mlp.*"). Never a regular expression.
         layers: (first, last) block, both included; None: all blocks.
         exclude: names in the same three forms that are taken out again.
 
@@ -166,8 +198,10 @@ def pick_sites(
         UsageError: a name that matches nothing (with the nearest that would), or an empty choice.
 
     """
-    known = all_sites(model)
-    if sites == "all-linear":
+    known = span_sites(model) if sites == MLP_SPAN else all_sites(model)
+    if sites == MLP_SPAN:
+        chosen = list(known)
+    elif sites == "all-linear":
         chosen = [site for site in known if site.kind in ("linear", "transposed") and not _in_head(site.path)]
     else:
         names = [sites] if isinstance(sites, str) else list(sites)
@@ -177,7 +211,8 @@ def pick_sites(
     chosen = [site for site in chosen if not _any_match(exclude, site) and _in_layers(site, layers)]
     if not chosen:
         raise UsageError(f"sites = {sites!r}, layers = {layers!r}: no module is left to adapt; widen the choice")
-    return tuple(chosen)
+    spans = [site for site in chosen if site.reads]
+    return tuple(replace(s, behind=len(spans) - 1 - spans.index(s)) if s.reads else s for s in chosen)
 
 
 def _last(path: str) -> str:
@@ -207,5 +242,5 @@ def _any_match(names: Iterable[str], site: Site) -> bool:
 def _refuse_unmatched(names: Iterable[str], known: Sequence[Site]) -> None:
     for name in names:
         if not any(_matches(name, site) for site in known):
-            ends = {_last(site.path) for site in known} | {"all-linear"}
+            ends = {_last(site.path) for site in known} | {"all-linear", MLP_SPAN}
             raise UsageError(f"sites: {name!r} matches no module of this model; {nearest(_last(name), ends)}")

@@ -14,7 +14,7 @@ from rankwise.adapters.bank import Bank
 from rankwise.adapters.branch import Branch
 from rankwise.adapters.edits import ledger, replay
 from rankwise.adapters.model import adapter_of, attach, banks_of, bare, detach, lay, place
-from rankwise.adapters.sites import Site, all_sites
+from rankwise.adapters.sites import Site, all_sites, span_sites
 from rankwise.errors import StorageError, UsageError
 from rankwise.files import Content, load_json
 from rankwise.storage import read_folder
@@ -83,7 +83,7 @@ def install(model: nn.Module, branch: Branch, saved: Saved) -> None:
             disagree; the model is as it was then.
 
     """
-    known = {site.name: site for site in (*all_sites(model, cut=False), *all_sites(model))}
+    known = {site.name: site for site in (*all_sites(model, cut=False), *all_sites(model), *span_sites(model))}
     entries = {str(entry["name"]): entry for entry in saved.record["sites"]}
     sites = [_site(saved.path, name, entry, known) for name, entry in entries.items()]
     record = {key: saved.record[key] for key in saved.record if key not in ("format", "branch", "sites", "base")}
@@ -114,7 +114,7 @@ def _site(path: Path, name: str, entry: Mapping[str, Any], known: Mapping[str, S
     here, there = [site.kind, site.n_in, site.n_out], [entry["kind"], entry["n_in"], entry["n_out"]]
     if here != there:
         raise StorageError(f"{path}: {name!r} is {there} in the file and {here} in this model")
-    return replace(site, scale=float(entry["scale"]), reads=str(entry.get("reads", "")))
+    return replace(site, scale=float(entry["scale"]), behind=int(entry.get("behind", 0)))
 
 
 def _check_shapes(site: Site, bank: Bank, tensors: Mapping[str, Tensor]) -> None:

@@ -48,8 +48,6 @@ def check_run(folder: Path) -> None:
 
 def check_runs(folders: Sequence[Path]) -> None:
     """Raise UsageError, with the nearest folder, for each of `folders` that neither is a run nor holds one."""
-    if not folders:
-        raise UsageError("compare: name folders of runs, as in `rankwise compare runs/*`")
     for folder in folders:
         if not any(folder.glob("*/config.toml")):
             check_run(folder)

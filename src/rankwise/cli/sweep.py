@@ -35,8 +35,8 @@ def sweep(
 
     Args:
         config: A TOML file, as for `rankwise run`.
-        grid: key=[a, b] or key=log(low, high, n) (evenly spaced on a log scale) or key=loguniform(low, high, n) (drawn);
-            may be given again and again, every combination is tried.
+        grid: key=[a, b], or key=log(low, high, n) (n values, evenly spaced on a log scale), or
+            key=loguniform(low, high, n) (drawn); may be given again and again: every combination is tried.
         seeds: How many, counted from the config's seed.
         methods: Methods to compare, separated by commas. Default: the config's.
         set_: key=value laid over the config for every run.

@@ -67,6 +67,8 @@ class TrainSettings(Section):
     """Optimiser steps a task; takes the place of epochs."""
     batch_size: Count = 32
     """Examples a step, over all processes and micro-batches together."""
+    bucket: bool = False
+    """Put texts of similar length into a batch: less padding. Which rows meet then depends on their lengths."""
     lr: Positive = 1e-3
     """Peak learning rate of adapter or base. Pick it on validation data for each method before comparing."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

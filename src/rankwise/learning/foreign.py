@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from rankwise.adapters import is_adapted
+from rankwise.adapters.store import under as below
 from rankwise.config import parse_record
 from rankwise.errors import ConflictError, UsageError, nearest
-from rankwise.strategies import STRATEGIES, Setting, Strategy, check_together
-from rankwise.streams import Batch, Task
+from rankwise.learning.step import EMPTY
+from rankwise.objectives import Objective, Outputs
+from rankwise.strategies import STRATEGIES, Copy, Phase, Setting, Strategy, check_together
+from rankwise.streams import Batch, Split, Task
+
+T = TypeVar("T")
+
+Losses = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+"""(model, a batch of yours) -> the loss of each example [n], with a graph."""
+
+BEYOND: Mapping[str, str] = {
+    "optimizer": "takes over the rule of the optimiser",
+    "context": "sets what each forward reads",
+    "plan": "plans the phases of a task",
+    "changes": "changes the structure between steps",
+    "enough": "ends phases before their last step",
+}
+"""Hooks that nobody calls on a foreign loop -> what a strategy that has one does."""
 
 
-@dataclass
 class Hooks:
-    """The strategies at work on a foreign loop; counts its steps."""
+    """The strategies at work on a foreign loop: what they may ask for, and the moments at which they act.
 
-    model: nn.Module
-    strategies: Sequence[Strategy]
-    seed: int
-    step: int = 0
+    The loop gives parameters, gradients and, at the end of a task, its batches. It does not give features, stored rows
+    or the number of steps to come; a strategy that asks for one of those is told so.
+    """
+
+    def __init__(
+        self, model: nn.Module, strategies: Sequence[Strategy], seed: int, losses: Losses | None = None
+    ) -> None:
+        """Take the parts as they are; `learning` checks that they fit."""
+        self.model, self.strategies, self.seed = model, tuple(strategies), seed
+        self.step = 0
+        self.tasks: list[Task] = []
+        self.rate = 0.0
+        self._losses = losses
+        self._batches: Iterable[Mapping[str, Tensor]] = ()
+        self._open = False
 
     @property
     def seen(self) -> tuple[int, ...]:
@@ -31,64 +58,228 @@ class Hooks:
         return ()
 
     @property
-    def tasks(self) -> Sequence[Task]:
-        """No tasks are known on a foreign loop."""
-        return ()
+    def task(self) -> Task:
+        """The task begun last; its rows are stand-ins, since the loop holds the data."""
+        return self.tasks[-1]
 
-    def live(self) -> Mapping[str, nn.Parameter]:
-        """Parameters of the model that learn."""
+    @property
+    def objective(self) -> Objective:
+        """Refuse: what the task asks is the loop's own."""
+        self._refuse("an objective; it takes its own losses")
+
+    def live(self) -> dict[str, nn.Parameter]:
+        """Parameters of the model that learn, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def forward(self, batch: Batch, *, hidden: bool = False) -> Outputs:
+        """Refuse: what comes out of the model is the loop's own."""
+        self._refuse("outputs; it takes its own losses")
+
     def losses(self, batch: Batch, classes: Sequence[int]) -> Tensor:
-        """Refuse: the loss belongs to the foreign loop."""
-        raise UsageError("a foreign loop takes its own losses; use rankwise.run for strategies that bring batches")
+        """Return the loss of each example [n] of one of the loop's batches, by the function it has given for that."""
+        if self._losses is None:
+            raise UsageError(
+                "a foreign loop takes its own losses; give losses = (model, batch) -> loss of each example [n], or use "
+                "rankwise.run"
+            )
+        return self._losses(self.model, batch.inputs)
 
     def examples(self, rows: Tensor) -> Batch:
         """Refuse: the data belong to the foreign loop."""
-        raise UsageError("a foreign loop holds its own data; use rankwise.run for strategies that bring batches")
+        self._refuse("rows; it holds its own data")
 
-    def before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Let strategies change gradients; the loop's own clipping, if any, was before."""
-        for strategy in self.strategies:
-            strategy.shape(self, self.step)
+    def batches(self, task: Task) -> Iterator[Batch]:
+        """Yield the batches that the loop gave for the task it ends."""
+        if not self._batches:
+            raise UsageError("a foreign loop holds its own data; give the task's batches: end_task(batches)")
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise ConflictError("strategies that look back at the data, and several processes: each sees its own share")
+        device = next(iter(self.model.parameters())).device
+        return (as_batch(batch).to(device) for batch in self._batches)
 
-    def after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def steps(self, task: Task) -> int:
+        """Refuse: the loop alone knows."""
+        self._refuse("the number of its steps")
+
+    def features(self, split: Split, blocks: tuple[str, ...] | None = None, **options: Any) -> Tensor:
+        """Refuse: the data belong to the foreign loop."""
+        self._refuse("features; it holds its own data")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise UsageError(f"a foreign loop does not give {what}; use rankwise.run for strategies that ask for it")
+
+    def snapshot(self) -> Copy:
+        """Return a copy of everything that learns, as it is now."""
+        return Copy({name: p.detach().clone() for name, p in self.live().items()}, None)
+
+    @torch.no_grad()
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write values into the parameters that learn, by name, in place."""
+        live = self.live()
+        for name, tensor in tensors.items():
+            live[name].copy_(tensor)
+
+    @torch.no_grad()
+    def under(self, copy: Copy, do: Callable[[], T]) -> T:
+        """Return do(), with every forward in it reading `copy` in place of the live values."""
+        before = self.snapshot().tensors
+        self.put(copy.tensors)
+        try:
+            return do()
+        finally:
+            self.put(before)
+
+    @contextmanager
+    def deployed(self) -> Iterator[nn.Module]:
+        """Hold the values that are to answer (an average, where a strategy keeps one) until the block ends."""
+        copy = next((copy for part in self.strategies if (copy := part.deployed()) is not None), None)
+        before = self.snapshot().tensors if copy is not None else {}
+        self.put(copy.tensors if copy is not None else {})
+        try:
+            yield self.model
+        finally:
+            self.put(before)
+
+    def begin_task(self, name: str = "") -> None:
+        """Say that a task begins; the first one begins by itself with the block."""
+        if self._open:
+            raise UsageError(f"task {self.task.name!r} has not ended; call end_task() first")
+        self.tasks.append(_stand_in(name or str(len(self.tasks) + 1), len(self.tasks), 1))
+        self._open = True
+        for part in self.strategies:
+            part.begin_task(self, self.task)
+        for part in self.strategies:
+            part.begin_phase(self, Phase())
+
+    def end_task(self, batches: Iterable[Mapping[str, Tensor]] = (), rows: int | None = None) -> None:
+        """Say that a task has ended.
+
+        Args:
+            batches: its training batches, for strategies that look back at the data: mappings of tensors, each with
+                one row an example; read once for each strategy that asks.
+            rows: how many examples they hold; None: they are counted, in a pass of its own.
+
+        """
+        if not self._open:
+            raise UsageError("no task has begun; call begin_task() first")
+        self._batches, self._open = batches, False
+        counted = rows if rows is not None else sum(len(as_batch(batch)) for batch in batches)
+        self.tasks[-1] = _stand_in(self.task.name, self.task.index, max(counted, 1))
+        for part in self.strategies:
+            part.end_phase(self, Phase())
+        for part in self.strategies:
+            if part.end_task(self, self.task):
+                self._refuse(f"structure to change, which strategy {part.name!r} does at the end of a task")
+        self._batches = ()
+
+    def before(self, optimizer: torch.optim.Optimizer, args: Any = (), kwargs: Any = None) -> None:
+        """Add the gradients of the parts' own losses and let them change the sum; the loop's clipping was before."""
+        if not self._open:
+            self.begin_task()
+        self.rate = float(optimizer.param_groups[0]["lr"])
+        self._add_terms()
+        for part in self.strategies:
+            part.shape(self, self.step)
+
+    def after(self, optimizer: torch.optim.Optimizer, args: Any = (), kwargs: Any = None) -> None:
         """Let strategies put values right and look at the result."""
-        for strategy in self.strategies:
-            strategy.settle(self, self.step)
-        for strategy in self.strategies:
-            strategy.follow(self, self.step)
+        for part in self.strategies:
+            part.settle(self, self.step)
+        for part in self.strategies:
+            part.follow(self, self.step)
         self.step += 1
+
+    def _add_terms(self) -> None:
+        """Add the gradient of each loss of the parameters alone; the loop's backward has brought those of its own."""
+        live = self.live()
+        for part in self.strategies:
+            for term in part.terms(self, self.step):
+                if term.batch is not None:
+                    raise _brings_batches(part)
+                with torch.enable_grad():
+                    loss = term.weight * term.losses(EMPTY)
+                if loss.requires_grad:
+                    gradients = torch.autograd.grad(loss, list(live.values()), allow_unused=True)
+                    _add(list(live.values()), gradients)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything the strategies and the count of steps and tasks need to go on: for your checkpoint."""
+        counts = {
+            "steps": torch.tensor(self.step),
+            "tasks": torch.tensor(len(self.tasks)),
+            "open": torch.tensor(self._open),
+        }
+        parts = {f"{part.name}/{k}": v for part in self.strategies for k, v in part.state().items()}
+        return {**counts, **parts}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` returned, before the first step."""
+        self.step, self._open = int(state["steps"]), bool(state["open"])
+        self.tasks = [_stand_in(str(i + 1), i, 1) for i in range(int(state["tasks"]))]
+        for part in self.strategies:
+            part.restore(below(state, f"{part.name}/"))
+
+
+def as_batch(batch: Mapping[str, Tensor]) -> Batch:
+    """Take a batch of the loop for one of ours: all tensors are inputs, each with one row an example."""
+    tensors = dict(batch) if isinstance(batch, Mapping) else {}
+    sizes = {len(tensor) if isinstance(tensor, Tensor) and tensor.ndim else 0 for tensor in tensors.values()}
+    if len(sizes) != 1 or not sizes.isdisjoint({0}):
+        raise UsageError(
+            f"a batch of a foreign loop is a mapping of tensors with one row an example, not {type(batch).__name__} "
+            f"with lengths {sorted(sizes)}; give ({{'x': x, 'y': y}} for x, y in loader)"
+        )
+    count = sizes.pop()
+    return Batch(tensors, torch.zeros(count, dtype=torch.long), torch.arange(count))
+
+
+def build(
+    model: nn.Module,
+    strategies: Sequence[str],
+    seed: int,
+    losses: Losses | None,
+    settings: Mapping[str, Mapping[str, Any]],
+) -> Hooks:
+    """Make the hooks of the named strategies, refusing by name what a foreign loop cannot give them."""
+    if unused := sorted(set(settings) - set(strategies)):
+        known = nearest(unused[0], strategies)
+        raise UsageError(f"settings for {unused[0]!r}, which is not among the strategies; {known}")
+    parts = [_strategy(name, settings.get(name, {}), seed) for name in strategies]
+    for part in parts:
+        _refuse_beyond(part)
+    check_together(parts, Setting(adapter=is_adapted(model)))
+    return Hooks(model, parts, seed, losses)
 
 
 @contextmanager
 def learning(
-    model: nn.Module, *strategies: str, optimizer: torch.optim.Optimizer, seed: int = 0, **settings: Mapping[str, Any]
+    model: nn.Module,
+    *strategies: str,
+    optimizer: torch.optim.Optimizer,
+    seed: int = 0,
+    losses: Losses | None = None,
+    **settings: Mapping[str, Any],
 ) -> Iterator[Hooks]:
     """Put strategies on a training loop of your own for the length of a `with` block.
 
+    The strategies act when your optimiser steps: losses of the parameters alone are added to the gradients, gradients
+    are shaped, values are put right. Whatever you do to gradients before the step (clipping) was before.
+
     Args:
-        model: any module, adapted or not.
+        model: any module: adapted here, adapted by PEFT, or plain.
         strategies: their names, in order.
         optimizer: the loop's optimiser; its `step` is where the hooks act.
         seed: of the strategies' draws.
+        losses: (model, a batch of yours) -> the loss of each example, for strategies that look back at the data when a
+            task ends; see `Hooks.end_task`.
         settings: for each strategy name, its settings as in a config.
 
     Raises:
         ConflictError: a strategy needs what a foreign loop cannot give (batches of its own); use `rankwise.run`.
 
     """
-    if unused := sorted(set(settings) - set(strategies)):
-        known = nearest(unused[0], strategies)
-        raise UsageError(f"settings for {unused[0]!r}, which is not among the strategies; {known}")
-    parts = [_strategy(name, settings.get(name, {}), seed) for name in strategies]
-    for part in parts:
-        if part.brings_batches:
-            raise ConflictError(
-                f"strategy {part.name!r} brings batches of its own, which a foreign loop cannot take; use rankwise.run"
-            )
-    check_together(parts, Setting())
-    hooks = Hooks(model, parts, seed)
+    hooks = build(model, strategies, seed, losses, settings)
+    hooks.begin_task()
     handles = [optimizer.register_step_pre_hook(hooks.before), optimizer.register_step_post_hook(hooks.after)]
     try:
         yield hooks
@@ -102,3 +293,32 @@ def _strategy(name: str, settings: Mapping[str, Any], seed: int) -> Strategy:
         raise UsageError(f"strategy {name!r} does not exist; {nearest(name, STRATEGIES)}")
     part = STRATEGIES[name]
     return part(parse_record(part.Settings, settings, f"strategy {name!r}"), seed)
+
+
+def _refuse_beyond(part: Strategy) -> None:
+    if part.brings_batches:
+        raise _brings_batches(part)
+    for hook, what in BEYOND.items():
+        if getattr(type(part), hook) is not getattr(Strategy, hook):
+            raise ConflictError(
+                f"strategy {part.name!r} {what}, which a foreign loop does not let it; use rankwise.run"
+            )
+
+
+def _brings_batches(part: Strategy) -> ConflictError:
+    return ConflictError(
+        f"strategy {part.name!r} brings batches of its own, which a foreign loop cannot take; use rankwise.run"
+    )
+
+
+def _stand_in(name: str, index: int, rows: int) -> Task:
+    """Return a task of as many rows as the loop's, one class and no data."""
+    split = Split(range(rows), torch.zeros(rows, dtype=torch.long), torch.arange(rows))
+    return Task(name, index, (0,), split, None, split)
+
+
+@torch.no_grad()
+def _add(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapters import Branch, Change, Sink, attach, grow, learn_base, pick_sites, using
-from rankwise.config import Config
+from rankwise.adapters import Branch, Change, Sink, attach, grow, learn_base, using
+from rankwise.config import Config, TrainSettings
 from rankwise.errors import ConflictError, UsageError
-from rankwise.learning import state
+from rankwise.learning import passes, state
 from rankwise.learning.processes import Processes
 from rankwise.learning.recipe import Method, check_phases
+from rankwise.learning.rules import optimizers_of, rule_of
+from rankwise.learning.step import EMPTY
 from rankwise.models import Backbone
 from rankwise.objectives import Objective, Outputs
 from rankwise.strategies import Copy, Phase, Setting, Strategy, check_together
-from rankwise.streams import Batch, Loader, Split, Stream, Task, concat, encoded, in_order
+from rankwise.streams import Batch, Loader, Split, Stream, Task, concat, encoded, in_order, lengths_of
 
 ONE_BLOCK = "adapter"
 """Label of the block of a method that keeps one through the stream."""
@@ -64,7 +67,9 @@ class Learner:
         """
         check_phases(method.phases)
         adapter = method.live == "adapter"
-        check_together(strategies, Setting(method.order == "stream", method.oracle, adapter))
+        self.growth = method.grows(config.adapter)
+        setting = Setting(method.order == "stream", method.oracle, adapter, method.live != "head", self.growth)
+        check_together(strategies, replace(setting, words=objective.writes))
         self.config, self.method, self.backbone, self.stream = config, method, backbone, stream
         self.objective, self.strategies, self.processes = objective, tuple(strategies), processes
         self.model, self.whole = backbone.module, Whole(backbone.module, objective)
@@ -73,8 +78,7 @@ class Learner:
         self.begun = 0  # curriculum tasks begun
         self.phase = method.phases[0]
         self.acting: tuple[str, ...] | None = None
-        self.rate = config.train.lr
-        self.growth = method.grows(config.adapter)
+        self.rate, self.batch = config.train.lr, EMPTY
         self._refuse_whole_batch(branch)
         self._adapt(branch)
         backbone.module.to(processes.device)
@@ -83,9 +87,14 @@ class Learner:
             raise ConflictError(f"train.shard_base and method {method.slug!r}, whose base learns; remove shard_base")
         if config.train.shard_base and method.edits_base:
             raise ConflictError(f"train.shard_base and method {method.slug!r}, which edits the base; remove shard_base")
+        if processes.sharded and objective.writes:
+            raise ConflictError(
+                f"train.shard_base and objective.kind = {config.objective.kind!r}: answers differ in length, and "
+                "processes would wait for each other's forwards; remove shard_base"
+            )
         if processes.sharded:
             processes.shard(backbone.module)
-        self.optimizers = self._optimizers()
+        self.optimizers = optimizers_of(self)
 
     def _refuse_whole_batch(self, branch: Branch) -> None:
         if branch.whole_batch and (self.config.train.accumulate > 1 or self.processes.world > 1):
@@ -99,8 +108,7 @@ class Learner:
             if self.config.adapter.growth is not None:
                 raise ConflictError(f"adapter.growth and method {self.method.slug!r}, which has no adapter; remove it")
             return
-        settings = self.config.adapter
-        sites = pick_sites(self.model, settings.sites, layers=settings.layers, exclude=settings.exclude)
+        sites = self.method.places(self.model, self.config.adapter)
         record = {"method": self.method.slug, "seed": self.seed, "fingerprint": self.backbone.fingerprint}
         adapter = attach(self.model, sites, branch, record)
         adapter.strict = True  # a context that changes between a forward and its backward is an error in our own steps
@@ -119,6 +127,11 @@ class Learner:
     def seen(self) -> tuple[int, ...]:
         """Class ids of the tasks begun so far."""
         return tuple(sorted({c for task in self.curriculum[: self.begun] for c in task.classes}))
+
+    @property
+    def train(self) -> TrainSettings:
+        """The settings of the loop."""
+        return self.config.train
 
     @property
     def oracle(self) -> bool:
@@ -148,6 +161,35 @@ class Learner:
         """Run a forward and return each example's loss among `classes`: [n]."""
         return self.objective.losses(self.forward(batch), batch, classes)
 
+    def own(self, batch: Batch, classes: Sequence[int]) -> Tensor:
+        """Return the losses [n] of new examples, with what the parts make of them."""
+        outputs = self.forward(batch)
+        losses = self.objective.losses(outputs, batch, classes)
+        for strategy in self.strategies:
+            losses = strategy.own(self, batch, outputs, losses)
+        return losses
+
+    def rehearse(self, batch: Batch, classes: Sequence[int]) -> Tensor:
+        """Return the losses [n] of remembered examples, with what the parts make of them."""
+        outputs = self.forward(batch, hidden=any("hidden" in strategy.reads for strategy in self.strategies))
+        losses = self.objective.losses(outputs, batch, classes)
+        for strategy in self.strategies:
+            losses = strategy.rehearsed(self, batch, outputs, losses)
+        return losses
+
+    def classes(self, task: Task) -> tuple[int, ...]:
+        """Return the classes that the loss on a new batch of `task` ranks."""
+        return self.objective.loss_classes(self, task)
+
+    @contextmanager
+    def evaluating(self, batch: Batch) -> Iterator[None]:
+        """Let forwards on `batch` in a block be those of evaluation; gradients flow."""
+        training = self.model.training
+        self.model.eval()
+        with using(self.model, blocks=self.acting, **self.context(batch, None)):
+            yield
+        self.model.train(training)
+
     def examples(self, rows: Tensor) -> Batch:
         """Encode training rows given as [n, 2] (task index, position)."""
         parts = [self.tasks[t].train.take(rows[rows[:, 0] == t, 1]) for t in rows[:, 0].unique().tolist()]
@@ -156,7 +198,8 @@ class Learner:
     def loader(self, task: Task) -> Loader:
         """Return the batches of a curriculum task."""
         settings = self.config.train
-        return Loader(task.train, self.backbone.encode, settings.batch_size, self.seed, task.name)
+        lengths = lengths_of(task.train) if settings.bucket else None
+        return Loader(task.train, self.backbone.encode, settings.batch_size, self.seed, task.name, lengths)
 
     def batches(self, task: Task) -> Iterator[Batch]:
         """Yield the training rows of a task in order, on the device, in batches of the size of training."""
@@ -211,37 +254,25 @@ class Learner:
         finally:
             self.put(before)
 
-    @torch.no_grad()
-    def features(
-        self, split: Split, blocks: tuple[str, ...] | None = None, *, sink: Sink | None = None
-    ) -> Tensor:
+    def features(self, split: Split, blocks: tuple[str, ...] | None = None, *, sink: Sink | None = None) -> Tensor:
         """Return the features [N, d] of every row, in evaluation mode, computed by all processes together."""
-        copy = self.deployed()
-        if copy is not None:
-            return self.under(Copy(copy.tensors, None), lambda: self._features_of(split, blocks, sink))
-        return self._features_of(split, blocks, sink)
+        return self.each(split, lambda batch: self.backbone.features(batch.inputs).float(), blocks, sink=sink)
 
-    def _features_of(self, split: Split, blocks: tuple[str, ...] | None, sink: Sink | None) -> Tensor:
-        mine = split.take(torch.tensor(self.processes.share(len(split)), dtype=torch.long))
-        rows = [torch.empty(0, self.backbone.dim, device=self.processes.device)]
-        self.model.eval()
-        for batch in in_order(mine, self.backbone.encode, self.config.train.eval_batch_size):
-            rows.append(self._features(batch, blocks, sink))
-        if self.processes.sharded:
-            self._go_along(split, blocks, len(rows) - 1)
-        return self.processes.gather(torch.cat(rows), len(split))
+    @torch.no_grad()
+    def each(
+        self,
+        split: Split,
+        do: Callable[[Batch], Tensor],
+        blocks: tuple[str, ...] | None = None,
+        *,
+        sink: Sink | None = None,
+    ) -> Tensor:
+        """Return do(batch) for all rows of `split` [N, ...], in evaluation mode, by all processes together.
 
-    def _features(self, batch: Batch, blocks: tuple[str, ...] | None, sink: Sink | None) -> Tensor:
-        batch = batch.to(self.processes.device)
-        context = {"blocks": blocks, "sink": sink, **self.context(batch, None)}
-        with using(self.model, **context), self.processes.autocast():
-            return self.backbone.features(batch.inputs).float()
-
-    def _go_along(self, split: Split, blocks: tuple[str, ...] | None, done: int) -> None:
-        """Run the forwards that other processes run and this one does not need: they wait for its share of the base."""
-        longest = -(-len(split) // self.processes.world)
-        for _ in range(done, -(-longest // self.config.train.eval_batch_size)):
-            self._features(encoded(split.take([0]), self.backbone.encode), blocks, None)
+        Forwards in it see the deployed values and the given blocks.
+        """
+        copy, whole = self.deployed(), partial(passes.each, self, split, do, blocks, sink)
+        return whole() if copy is None else self.under(Copy(copy.tensors, None), whole)
 
     def add_up(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by its sum over processes."""
@@ -258,7 +289,11 @@ class Learner:
     def change(self, changes: Sequence[Change]) -> None:
         """Change the structure; what learns afterwards has fresh optimisers."""
         if changes:
+            copy = self.deployed()
+            self.put({} if copy is None else copy.tensors)  # what is frozen or folded is what has answered
             grow(self.model, changes, self.seed)
+            for strategy in self.strategies:
+                strategy.reshaped(self)
 
     def begin_task(self, task: Task) -> None:
         """Grow what the method grows, open what the objective opens, and tell the parts."""
@@ -273,8 +308,6 @@ class Learner:
 
     def _grow(self, task: Task) -> None:
         if self.growth == "append":
-            copy = self.deployed()
-            self.put({} if copy is None else copy.tensors)  # what is frozen is what has answered
             self.change([Change("freeze"), Change("append", task.name, self.config.adapter.rank)])
         elif self.growth == "keep" and self.begun == 0:
             self.change([Change("append", ONE_BLOCK, self.config.adapter.rank)])
@@ -296,12 +329,12 @@ class Learner:
         self.phase = phase
         if not self.live():
             raise UsageError(
-                f"method {self.method.slug!r} with its objective has nothing to learn in phase {phase.name!r}; set "
+                f"method {self.method.slug!r} with this objective has nothing to learn in phase {phase.name!r}; set "
                 'train.steps = 0 to score it as it is, or objective.head = "cosine"'
             )
         for strategy in self.strategies:
             strategy.begin_phase(self, phase)
-        self.optimizers = self._optimizers()
+        self.optimizers = optimizers_of(self)
 
     def end_phase(self) -> dict[str, Any]:
         """Let the parts end the phase; return their reports as one."""
@@ -318,39 +351,18 @@ class Learner:
         for strategy in self.strategies:
             self.objective.refresh(self, strategy.remembered(), task)
         if changes:
-            self.optimizers = self._optimizers()
+            self.optimizers = optimizers_of(self)
 
     def after_step(self, step: int) -> None:
         """Make the structure changes that parts ask for after a step."""
         changes = [change for strategy in self.strategies for change in strategy.changes(self, step)]
         if changes:
             self.change(changes)
-            self.optimizers = self._optimizers()
+            self.optimizers = optimizers_of(self)
 
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
-        """Return the rules, each for its own share of what learns: those of the parts, and one for the rest."""
-        rest, rules = self.live(), []
-        for strategy in self.strategies:
-            rule = strategy.optimizer(self, rest)
-            if rule is not None:
-                rules.append(rule)
-                taken = {p for group in rule.param_groups for p in group["params"]}
-                rest = {name: p for name, p in rest.items() if p not in taken}
-        rules += [self._rule(rest)] if rest else []
-        for rule in rules:
-            for group in rule.param_groups:
-                group["peak"] = group["lr"]
-        return rules
-
-    def _rule(self, named: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-        settings = self.config.train
-        groups = {"base.": settings.lr, "head.": self.config.objective.lr}
-        shares = [([p for n, p in named.items() if n.startswith(part)], lr) for part, lr in groups.items()]
-        parameters = [{"params": share, "lr": lr} for share, lr in shares if share]
-        if settings.optimizer == "sgd":
-            return torch.optim.SGD(parameters, momentum=settings.momentum, weight_decay=settings.weight_decay)
-        beta1, beta2 = settings.betas
-        return torch.optim.AdamW(parameters, betas=(beta1, beta2), weight_decay=settings.weight_decay, fused=True)
+    def rule(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the run's own rule over parameter groups with a learning rate each."""
+        return rule_of(self.config.train, groups)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return (tensors by path, JSON values): everything that steps and task edges change."""
@@ -363,7 +375,7 @@ class Learner:
         self.begun, self.phase = int(values["begun"]), state.phase_of(values["phase"])
         if self.begun:
             self._enter(self.curriculum[self.begun - 1])
-        self.optimizers = self._optimizers()
+        self.optimizers = optimizers_of(self)
         state.put_back_moments(self, tensors)
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rankwise.adapters import Branch, Gate, Identity, Init, Pair
+from torch import nn
+
+from rankwise.adapters import Branch, Gate, Identity, Init, Pair, Site, pick_sites
 from rankwise.adapters.inits import KAIMING
 from rankwise.config import AdapterSettings
 from rankwise.errors import UsageError
@@ -41,6 +43,8 @@ class Method:
     """Start of the factors, unless adapter.init names another."""
     dynamics: type[Strategy] | None = None
     """How gradients become updates, with the settings under [adapter.dynamics]; None: the optimiser alone decides."""
+    kinds: tuple[str, ...] = ("linear", "transposed", "embedding", "conv2d")
+    """Kinds of module it can be put on."""
     scaling: Callable[[float, int], float] = plain_scale
     """(adapter.scale, rank) -> the factor on the update."""
     edits_base: bool = False
@@ -66,6 +70,17 @@ class Method:
     """What it cannot do, with the reason."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Config values that suit the method, under the user's own."""
+
+    def places(self, model: nn.Module, settings: AdapterSettings) -> tuple[Site, ...]:
+        """Return the sites that `settings` choose in `model`; UsageError for a kind the method does not take."""
+        sites = pick_sites(model, settings.sites, layers=settings.layers, exclude=settings.exclude)
+        for site in sites:
+            if site.kind not in self.kinds:
+                raise UsageError(
+                    f"adapter.sites: {site.name!r} is of kind {site.kind!r}, method {self.slug!r} takes "
+                    f"{', '.join(self.kinds)}; put it into adapter.exclude"
+                )
+        return sites
 
     def grows(self, settings: AdapterSettings) -> Literal["keep", "append", "planned"]:
         """Return how blocks come, the settings' word before the method's."""

@@ -47,6 +47,8 @@ class Progress:
     """Steps done in all."""
     first: int = -1
     """Step of the task at which the phase under way began; -1: none is."""
+    last: int = -1
+    """Step of the task before which it ends."""
     done: list[dict[str, Any]] = field(default_factory=list)
     """Reports of the phases finished in the task under way."""
     zero_shot: list[float | None] = field(default_factory=list)
@@ -82,16 +84,23 @@ def run(learner: Learner, ledger: Ledger, watch: Watch) -> Progress:
 def _learn(learner: Learner, ledger: Ledger, watch: Watch, task: Task, progress: Progress, clock: _Clock) -> Progress:
     """Train one task, phase by phase, from where `progress` says."""
     watch.task(progress.task, len(learner.curriculum), task.name, learner.steps(task), progress.step)
-    if progress.first < 0:
+    if progress.first < 0 and not progress.done:
         learner.begin_task(task)
+    saved = progress.total
     while True:
         if progress.first < 0:
             phase = learner.next_phase(task, progress.done)
             if phase is None:
                 break
-            if steps_of(learner, task, phase, progress.done) or phase.changes:
-                learner.enter_phase(phase)
-            progress = replace(progress, first=progress.step)
+            if progress.total > saved and clock.rang():
+                _save(learner, ledger, replace(progress, seconds=clock.seconds()), kept=False)
+                saved = progress.total
+            length = steps_of(learner, task, phase, progress.done)
+            if not length and not phase.changes:
+                progress = replace(progress, done=[*progress.done, {"phase": phase.name}])
+                continue
+            learner.enter_phase(phase)
+            progress = replace(progress, first=progress.step, last=progress.step + length)
         progress = _fit(learner, ledger, watch, task, progress, clock)
         progress = replace(progress, first=-1, done=[*progress.done, learner.end_phase()])
     learner.end_task(task)
@@ -100,8 +109,7 @@ def _learn(learner: Learner, ledger: Ledger, watch: Watch, task: Task, progress:
 
 def _fit(learner: Learner, ledger: Ledger, watch: Watch, task: Task, progress: Progress, clock: _Clock) -> Progress:
     """Train one phase step by step, from where `progress` says."""
-    settings, first = learner.config.train, progress.first
-    last = first + steps_of(learner, task, learner.phase, progress.done)
+    settings, first, last = learner.config.train, progress.first, progress.last
     learner.model.train(learner.method.live != "head")
     for batch in learner.loader(task).stream(progress.step, last, settings.workers):
         rate = rate_at(settings.schedule, settings.warmup, progress.step - first, last - first)
@@ -130,8 +138,8 @@ def steps_of(learner: Learner, task: Task, phase: Phase, done: Sequence[Mapping[
 
 def _terms(learner: Learner, task: Task, batch: Batch, number: int) -> list[Term]:
     """Return the losses of one step: the task's own, then those of the strategies in config order."""
-    classes = learner.objective.loss_classes(learner, task)
-    own = Term(learner.config.objective.kind, batch, lambda part: learner.losses(part, classes))
+    classes, learner.batch = learner.classes(task), batch
+    own = Term(learner.config.objective.kind, batch, lambda part: learner.own(part, classes))
     return [*([own] if learner.phase.own_loss else []), *(term for strategy in learner.strategies for term in strategy.terms(learner, number))]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from rankwise.errors import UsageError, nearest
 from rankwise.models import embedded, hub
 from rankwise.models.base import Backbone, fingerprint
-from rankwise.models.language import Answered, Answers, Language
+from rankwise.models.language import Answers, Language
 
-__all__ = ["Answered", "Answers", "Backbone", "Language", "fingerprint", "load_backbone"]
+__all__ = ["Answers", "Backbone", "Language", "fingerprint", "load_backbone"]
 
 PREFIXES = ("embedded", "hub")
 MINILM = "minilm"

@@ -53,10 +53,16 @@ class Backbone:
 
     def features(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Map a batch of `encode` (moved to the module's device by the caller) to float32 features [N, dim]."""
+        return self.states(batch, hidden=False)[0]
+
+    def states(self, batch: Mapping[str, Tensor], *, hidden: bool = True) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the features, and the states after the embedding and after each layer if `hidden`."""
         known = {key: batch[key] for key in self.arguments if key in batch}
         if not known:
             raise DataError(f"base {self.name!r} takes {self.arguments}; the batch has {sorted(batch)}; use encode()")
-        return self.pool((self.body or self.module)(**known), known.get("attention_mask")).float()
+        output = (self.body or self.module)(**known, **({"output_hidden_states": True} if hidden else {}))
+        features = self.pool(output, known.get("attention_mask")).float()
+        return features, tuple(output.hidden_states) if hidden else ()
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -80,9 +86,11 @@ def freeze(module: nn.Module, source: str) -> None:
 
 def mean_of_tokens(output: Any, mask: Tensor | None) -> Tensor:
     """Average the last states over the real tokens."""
-    states = output.last_hidden_state
-    if mask is None:
-        return states.mean(dim=1)
+    return output.last_hidden_state.mean(dim=1) if mask is None else averaged(output.last_hidden_state, mask)
+
+
+def averaged(states: Tensor, mask: Tensor) -> Tensor:
+    """Average states [N, T, dim] over the tokens where mask [N, T] is 1: [N, dim]."""
     weight = mask.unsqueeze(-1).to(states.dtype)
     return (states * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1.0)
 

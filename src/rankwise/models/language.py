@@ -9,14 +9,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
+from rankwise.adapters import using
 from rankwise.errors import DataError
+from rankwise.models.base import averaged
 from rankwise.models.text import padded
 
 Form = Literal["causal", "seq2seq"]
@@ -33,15 +35,15 @@ class Answers:
     """Tokens of an answer at most, the end token counted."""
 
 
-class Answered(NamedTuple):
-    """What a forward says of the answers in a batch: logits[:, t] is for tokens[:, t], which counts where mask is 1."""
+class Reading(NamedTuple):
+    """What a forward over prompts with their answers gives."""
 
     logits: Tensor
-    """[N, A, vocabulary]"""
-    tokens: Tensor
-    """[N, A] int64"""
-    mask: Tensor
-    """[N, A] int64: 1 for a token of the answer, its end token counted; 0 for prompt and padding."""
+    """[N, A, vocabulary]: logits[:, t] is for the answers' token t, see `Language.targets`."""
+    features: Tensor
+    """[N, dim]: the states that `Backbone.features` would give for the prompts alone."""
+    hidden: tuple[Tensor, ...]
+    """States after the embedding and after each layer, [N, T, dim] each; of seq2seq the encoder's, the decoder's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,21 +122,32 @@ class Language:
         rows = [row[: next((i for i, t in enumerate(row) if t in self.stops), len(row))] for row in tokens.tolist()]
         return [str(self.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
-    def answered(self, module: PreTrainedModel, batch: Mapping[str, Tensor]) -> Answered:
-        """Run a forward over encoded pairs and return the logits for the answers' tokens."""
-        ids, mask, marks = batch["input_ids"], batch["attention_mask"], batch["answer_mask"]
+    def targets(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return, for encoded pairs, tokens [N, A] that hold each row's answer, and a mask [N, A]: 1 where they do."""
         if self.form == "seq2seq":
-            tokens = batch["answer_ids"]
+            return batch["answer_ids"], batch["answer_mask"]
+        first = int(batch["answer_mask"].any(0).int().argmax())
+        return batch["input_ids"][:, first:], batch["answer_mask"][:, first:]
+
+    def read(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Reading:
+        """Run one forward over encoded pairs."""
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        tokens, _ = self.targets(batch)
+        options: dict[str, Any] = {"use_cache": False, "output_hidden_states": True}
+        if self.form == "seq2seq":
             before = torch.cat([torch.full_like(tokens[:, :1], self.start), tokens[:, :-1]], 1)
-            output = module(input_ids=ids, attention_mask=mask, decoder_input_ids=before, use_cache=False)
-            return Answered(output.logits, tokens, marks)
-        keep = ids.shape[1] - int(marks.any(0).int().argmax()) + 1  # columns from the first answer's on, and one before
+            output = module(input_ids=ids, attention_mask=mask, decoder_input_ids=before, **options)
+            hidden = (*output.encoder_hidden_states, *output.decoder_hidden_states)
+            return Reading(output.logits, averaged(output.encoder_last_hidden_state, mask), hidden)
+        keep = tokens.shape[1] + 1  # the logits for a token stand one column before it
         few = {"logits_to_keep": keep} if "logits_to_keep" in arguments(module) else {}
-        logits = module(input_ids=ids, attention_mask=mask, use_cache=False, **few).logits
-        return Answered(logits[:, -keep:-1], ids[:, 1 - keep :], marks[:, 1 - keep :])
+        output = module(input_ids=ids, attention_mask=mask, **options, **few)
+        last = (mask - batch["answer_mask"]).sum(1) - 1
+        features = output.hidden_states[-1][torch.arange(len(ids), device=ids.device), last]
+        return Reading(output.logits[:, -keep:-1], features.float(), tuple(output.hidden_states))
 
     @torch.no_grad()
-    def generate(self, module: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    def generate(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Continue encoded prompts greedily: [N, at most answer_length] tokens, `filler` after a row's stop.
 
         The tokens are those of transformers' own greedy search.
@@ -155,13 +168,13 @@ class Language:
 class Writer:
     """A forward of one token after the other, with the keys and values of those before."""
 
-    def __init__(self, form: Form, module: PreTrainedModel, batch: Mapping[str, Tensor]) -> None:
+    def __init__(self, form: Form, module: nn.Module, batch: Mapping[str, Tensor]) -> None:
         """Start behind encoded prompts, padded on the right; an encoder reads them at once."""
         self.module, self.cache = module, None
         self.tokens, self.mask = batch["input_ids"], batch["attention_mask"]
         self.encoded: Any = None
         if form == "seq2seq":
-            self.encoded = module.get_encoder()(input_ids=self.tokens, attention_mask=self.mask)
+            self.encoded = cast(PreTrainedModel, module).get_encoder()(input_ids=self.tokens, attention_mask=self.mask)
             return
         self.tokens, self.mask = to_the_right(self.tokens, self.mask), to_the_right(self.mask, self.mask)
 
@@ -171,7 +184,9 @@ class Writer:
             given: dict[str, Any] = {"encoder_outputs": self.encoded, "decoder_input_ids": tokens}
         else:
             given = self._read_on(tokens)
-        output = self.module(attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **given)
+        real = self.mask[:, -tokens.shape[1] :] if self.encoded is None else torch.ones_like(tokens)
+        with using(self.module, tokens=real.bool()):
+            output = self.module(attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **given)
         self.cache = output.past_key_values
         return output.logits[:, -1].float()
 
@@ -189,7 +204,7 @@ def to_the_right(rows: Tensor, mask: Tensor) -> Tensor:
     return rows.gather(1, (places + mask.sum(1, keepdim=True)) % rows.shape[1])
 
 
-def arguments(module: PreTrainedModel) -> frozenset[str]:
+def arguments(module: nn.Module) -> frozenset[str]:
     """Return the names that a model's forward takes."""
     return frozenset(inspect.signature(module.forward).parameters)
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
 from rankwise.adapters import Bank, Sink
 from rankwise.files import Content
-from rankwise.models import Backbone
+from rankwise.models import Answers, Backbone
 from rankwise.streams import Batch, Split, Stream, Task
 
 
@@ -61,6 +61,17 @@ class Learning(Protocol):
         """Return the features [N, d] of every row of `split`, in evaluation mode."""
         ...
 
+    def each(
+        self,
+        split: Split,
+        do: Callable[[Batch], Tensor],
+        blocks: tuple[str, ...] | None = None,
+        *,
+        sink: Sink | None = None,
+    ) -> Tensor:
+        """Return do(batch) [n, ...] for all rows of `split` [N, ...], in evaluation mode, by all processes together."""
+        ...
+
     def add_up(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by its sum over processes."""
         ...
@@ -71,6 +82,20 @@ class Objective(nn.Module, ABC):
 
     metric: ClassVar[str]
     """Name of the score."""
+    lr: float = 0.0
+    """Learning rate of its parameters."""
+    writes: ClassVar[bool] = False
+    """True if its score takes a number of forwards that depends on the rows."""
+
+    @classmethod
+    def answers(cls, settings: Any) -> Answers | None:
+        """Return how the base must be able to answer in words; None: it need not."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def made(cls, settings: Any, backbone: Backbone, stream: Stream, seed: int) -> Self:
+        """Make the objective of a run from its settings; refuse a base or stream it does not fit."""
 
     @abstractmethod
     def run(self, backbone: Backbone, inputs: Mapping[str, Tensor], *, hidden: bool = False) -> Outputs:

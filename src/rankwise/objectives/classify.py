@@ -12,12 +12,13 @@ from torch import Tensor
 
 from rankwise.adapters import Bank, Sink
 from rankwise.config import ClassifySettings
-from rankwise.errors import DataError
+from rankwise.errors import DataError, UsageError
 from rankwise.files import Content
 from rankwise.models import Backbone
 from rankwise.objectives.base import Learning, Objective, Outputs
 from rankwise.objectives.heads import ClassMeans, Head, class_means
-from rankwise.streams import Batch, Split, Task
+from rankwise.objectives.names import name_rows
+from rankwise.streams import Batch, Split, Stream, Task
 from rankwise.tensors import tensor_writer
 
 
@@ -42,12 +43,23 @@ class Classify(Objective):
         super().__init__()
         if settings.head == "names" and names is None:
             raise DataError('objective.head = "names" needs an embedding of the class names; use head = "cosine"')
-        self.settings = settings
+        self.settings, self.lr = settings, settings.lr
         self.head = Head(dim, "linear" if settings.head == "linear" else "cosine", settings.scale, seed)
         self.means = ClassMeans(dim)
         if names is not None:  # every class of the stream has a name, so every class has a row before it is learnt
             self.head.widen(range(len(names)), names)
             self.head.learn([])
+
+    @classmethod
+    def made(cls, settings: ClassifySettings, backbone: Backbone, stream: Stream, seed: int) -> Classify:
+        """Make the objective of a run; raise UsageError where the stream asks for words."""
+        if stream.kind == "instruction":
+            raise UsageError(
+                f"stream {stream.name!r} asks for answers in words; set objective.kind = 'language', or another stream "
+                "kind (cross-domain) to classify"
+            )
+        names = name_rows(backbone, stream.class_names, seed) if settings.head == "names" else None
+        return cls(settings, backbone.dim, seed, names)
 
     @property
     def wants_features(self) -> bool:
@@ -164,7 +176,9 @@ class Classify(Objective):
         head = {"settings": self.settings.model_dump(), "classes": blocks, **record}
         return {
             "head.json": json.dumps(head, indent=1).encode(),
-            "head.safetensors": tensor_writer({**{f"head.{name}": tensor for name, tensor in tensors.items()}, **means}),
+            "head.safetensors": tensor_writer(
+                {**{f"head.{name}": tensor for name, tensor in tensors.items()}, **means}
+            ),
         }
 
     def _rows(self, classes: Sequence[int], features: Tensor | None, labels: Tensor) -> Tensor | None:

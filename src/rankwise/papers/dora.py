@@ -1,4 +1,4 @@
-"""DoRA: the length of each output's row learns by itself, the pair of factors turns its direction (arXiv 2402.09353)."""
+"""DoRA: the length of each row of the weight learns by itself, factors turn its direction (arXiv 2402.09353)."""
 
 from __future__ import annotations
 

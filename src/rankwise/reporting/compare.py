@@ -1,7 +1,7 @@
 """Several runs side by side: means with intervals over seeds, and differences from a baseline, paired by seed.
 
-Runs are pooled as seeds of one row only if their configs agree in everything but the seed; rows are compared only within
-one stream, one base and one metric.
+Runs are pooled as seeds of one row only if their configs agree in everything but the seed; rows are compared only
+within one stream, one base and one metric.
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ def _whole(folders: Sequence[Path], notes: list[str]) -> list[Saved]:
 
 
 def _numbers(runs: Sequence[Saved]) -> list[str]:
-    """Return the keys of results.json that hold a number in any run."""
+    """Return the keys of results.json that hold a number, or None where it is not known."""
     pairs = (pair for run in runs for pair in run.results.items())
-    return sorted({key for key, value in pairs if isinstance(value, int | float) and key != "seed"})
+    return sorted({key for key, value in pairs if isinstance(value, int | float | None) and key != "seed"})
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -235,7 +235,7 @@ def _rows_table(table: Mapping[str, Any]) -> Table:
         (row["label"], str(len(row["seeds"])), *(ends(row["intervals"][key]) for key in keys)) for row in table["rows"]
     ]
     title = f"{table['stream']} ({table['tasks']} tasks) on {table['model']}: mean of {table['metric']} over seeds"
-    columns = ("method", "seeds", *(TITLES.get(key, key.replace("_", " ")) for key in keys))
+    columns = ("method", "seeds", *map(_title, keys))
     return Table(f"{title} [95 % bootstrap interval]", columns, tuple(rows))
 
 
@@ -243,7 +243,7 @@ def _differences_table(table: Mapping[str, Any]) -> Table | None:
     rows = [
         (
             found["label"],
-            TITLES.get(found["key"], found["key"].replace("_", " ")),
+            _title(found["key"]),
             ends(found, sign=True),
             f"{len(found['seeds'])} pairs" if found["seeds"] else "unpaired",
             f"{found['higher']}/{len(found['seeds'])}" if found["seeds"] else "-",
@@ -252,6 +252,10 @@ def _differences_table(table: Mapping[str, Any]) -> Table | None:
     ]
     columns = ("method", "figure", "difference", "over", "higher in")
     return Table(f"minus {table['baseline']}", columns, tuple(rows), numbers_from=2) if rows else None
+
+
+def _title(key: str) -> str:
+    return TITLES[key] if key in TITLES else key.replace("_", " ")
 
 
 def ends(interval: Mapping[str, Any] | None, *, sign: bool = False) -> str:

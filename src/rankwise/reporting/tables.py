@@ -82,10 +82,9 @@ def matrix_table(results: Mapping[str, Any], title: str = "", width: int | None 
     Tasks are numbered instead of named in the header where the names would take more than `width` characters.
     """
     tasks, matrix = list(results["tasks"]), list(results["matrix"])
-    rows = [
-        (f"{i + 1} {task}", *map(number, scores)) for i, (task, scores) in enumerate(zip(tasks, matrix, strict=True))
-    ]
-    diagonal = frozenset((i, i + 1) for i in range(len(tasks)))
+    learnt = enumerate(zip(tasks[: len(matrix)], matrix, strict=True))
+    rows = [(f"{i + 1} {task}", *map(number, scores)) for i, (task, scores) in learnt]
+    diagonal = frozenset((i, i + 1) for i in range(len(matrix)))
     if any(score is not None for score in results["zero_shot"]):
         rows.insert(0, ("nothing", *map(number, results["zero_shot"])))
         diagonal = frozenset((i + 1, j) for i, j in diagonal)

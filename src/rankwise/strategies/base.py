@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rankwise.adapters import Change, Sink
+from rankwise.config import TrainSettings
 from rankwise.errors import ConflictError
 from rankwise.objectives import Objective, Outputs
 from rankwise.streams import Batch, Split, Task
@@ -91,8 +93,22 @@ class Host(Protocol):
         ...
 
     @property
+    def train(self) -> TrainSettings:
+        """The settings of the loop."""
+        ...
+
+    @property
+    def batch(self) -> Batch:
+        """The new examples of the step under way."""
+        ...
+
+    @property
     def rate(self) -> float:
         """Learning rate of adapter or base in the step under way."""
+        ...
+
+    def rule(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+        """Return the run's own rule (AdamW or SGD, as configured) over parameter groups with a learning rate each."""
         ...
 
     def live(self) -> Mapping[str, nn.Parameter]:
@@ -105,6 +121,30 @@ class Host(Protocol):
 
     def losses(self, batch: Batch, classes: Sequence[int]) -> Tensor:
         """Run a forward and return the objective's loss for each example, among `classes`: [n]."""
+        ...
+
+    def rehearse(self, batch: Batch, classes: Sequence[int]) -> Tensor:
+        """Return `losses` of remembered examples, with what the parts make of them (`Strategy.rehearsed`): [n]."""
+        ...
+
+    def evaluating(self, batch: Batch) -> AbstractContextManager[None]:
+        """Let forwards on `batch` in a block be those of evaluation; gradients flow."""
+        ...
+
+    def classes(self, task: Task) -> tuple[int, ...]:
+        """Return the classes that the loss on a new batch of `task` ranks."""
+        ...
+
+    def each(self, split: Split, do: Callable[[Batch], Tensor], blocks: tuple[str, ...] | None = None) -> Tensor:
+        """Return do(batch) for all rows of `split` [N, ...] in evaluation mode, under the deployed values."""
+        ...
+
+    def deployed(self) -> Copy | None:
+        """Return the values that answer in evaluation; None: the live ones."""
+        ...
+
+    def add_up(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its sum over processes."""
         ...
 
     def examples(self, rows: Tensor) -> Batch:
@@ -135,7 +175,7 @@ class Host(Protocol):
 class Strategy:
     """A part of a run. Each hook does nothing unless a part says otherwise.
 
-    Order in a step: `terms`, then for each term forward and backward; gradients are summed over processes; `shape`
+    Order in a step: `terms`, then for each term forward (with `own` or `rehearsed`) and backward; gradients are summed over processes; `shape`
     (may change gradients), clip, the optimisers' rules, `settle` (may change live values), `follow` (own state only).
     """
 
@@ -144,7 +184,7 @@ class Strategy:
     Settings: ClassVar[type]
     """Frozen dataclass of its settings."""
     reads: ClassVar[frozenset[str]] = frozenset()
-    """What the hooks look at: loss, gradients, live, memory."""
+    """What the hooks look at: loss, gradients, live, memory, hidden (the states of remembered examples)."""
     writes: ClassVar[Mapping[str, Mode]] = {}
     """What they change: "add" composes with other additions, "set" does not compose with anything."""
     needs_sequence: ClassVar[bool] = True
@@ -155,15 +195,24 @@ class Strategy:
     """True if its terms have batches of their own, which only our own loop can take."""
     learns_old_classes: ClassVar[bool] = False
     """True if its losses rank classes of earlier tasks, whose head rows must then be live."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What another part must write for it to work."""
     plans: ClassVar[bool] = False
     """True if `plan` decides the phases of a task, in place of the method's fixed ones."""
 
-    def __init__(self, settings: Any, seed: int) -> None:
+    def __init__(self, settings: Any = None, seed: int = 0) -> None:
         """Take the settings, an instance of `Settings`, and the run's seed."""
         self.settings, self.seed = settings, seed
 
+    def misfit(self, setting: Setting) -> str | None:
+        """Return why it cannot work in `setting`, and the remedy; None: it can."""
+        return None
+
     def begin_task(self, host: Host, task: Task) -> None:
         """Before the first phase of a task; the structure is that of its start."""
+
+    def reshaped(self, host: Host) -> None:
+        """After a change of the structure: live parameters are other ones, under the same names perhaps."""
 
     def plan(self, host: Host, task: Task, done: Sequence[Mapping[str, Any]]) -> Phase | None:
         """Return the next phase, after the reports of those done in this task; None: the task is finished."""
@@ -184,6 +233,14 @@ class Strategy:
         """Losses to add to this step (counted over the whole run)."""
         return ()
 
+    def own(self, host: Host, batch: Batch, outputs: Outputs, losses: Tensor) -> Tensor:
+        """Return the losses [n] of new examples, from those of the objective and what the forward gave."""
+        return losses
+
+    def rehearsed(self, host: Host, batch: Batch, outputs: Outputs, losses: Tensor) -> Tensor:
+        """Return the losses [n] of remembered examples, from those of the objective and what the forward gave."""
+        return losses
+
     def shape(self, host: Host, step: int) -> None:
         """Change gradients in place, after they are summed and before they are clipped."""
 
@@ -196,6 +253,11 @@ class Strategy:
     def changes(self, host: Host, step: int) -> Sequence[Change]:
         """Return what must happen to the structure after this step; the optimisers start afresh then."""
         return ()
+
+    @classmethod
+    def reshapes(cls) -> bool:
+        """Say whether it may change the structure in the middle of a phase."""
+        return cls.changes is not Strategy.changes
 
     def enough(self, host: Host) -> bool:
         """Say, after a step, whether the phase may end before its last step."""
@@ -239,6 +301,14 @@ class Setting:
     """True if each task has parts of its own that alone act on its examples."""
     adapter: bool = True
     """False if the method has none."""
+    learns: bool = True
+    """False if nothing learns but the head."""
+    growth: Literal["keep", "append", "planned"] = "keep"
+    """How blocks come, where the method has an adapter."""
+    reshaper: str = ""
+    """The part that changes the structure in the middle of a phase, if one does."""
+    words: bool = False
+    """True if the tasks ask for answers in words, not for classes."""
     held: Mapping[str, str] = field(default_factory=dict)
     """What somebody else sets already -> who."""
 
@@ -246,8 +316,10 @@ class Setting:
 def check_together(strategies: Sequence[Strategy], setting: Setting) -> None:
     """Refuse, before anything is trained, parts that cannot work together; the error names both."""
     writers: dict[str, tuple[str, Mode]] = {what: (who, "set") for what, who in setting.held.items()}
+    setting = replace(setting, reshaper=next((s.name for s in strategies if s.reshapes()), ""))
     for strategy in strategies:
         _check_alone(strategy, setting)
+        _check_needs(strategy, strategies)
         for resource, mode in strategy.writes.items():
             name, before = writers.get(resource, (strategy.name, "add"))
             if resource in writers and "set" in (mode, before):
@@ -270,4 +342,15 @@ def _check_alone(strategy: Strategy, setting: Setting) -> None:
         raise ConflictError(
             f"strategy {strategy.name!r} works on the factors of an adapter, and this method has none; remove "
             f"{strategy.name!r} or choose a method with an adapter"
+        )
+    reason = strategy.misfit(setting)
+    if reason is not None:
+        raise ConflictError(f"strategy {strategy.name!r} and {reason}")
+
+
+def _check_needs(strategy: Strategy, strategies: Sequence[Strategy]) -> None:
+    for what in sorted(strategy.needs - {written for s in strategies for written in s.writes}):
+        raise ConflictError(
+            f"strategy {strategy.name!r} needs the {what} of another strategy, and this run has none that keeps one; "
+            f"add one, or remove {strategy.name!r}"
         )

@@ -121,6 +121,6 @@ class Replay(Strategy):
 
     def _term(self, host: Host, name: str, rows: Tensor, classes: Sequence[int], weight: float) -> Term:
         def losses(batch: Batch) -> Tensor:
-            return host.losses(batch, classes)
+            return host.rehearse(batch, classes)
 
         return Term(name, host.examples(rows[:, :2]), losses, weight)

@@ -94,11 +94,12 @@ class Loader:
 
 
 def bucketed(order: Tensor, lengths: Tensor, batch_size: int) -> Tensor:
-    """Sort each run of POOL batches of `order` [N] by length, so that rows of similar length share a batch.
+    """Sort each run of batches of `order` [N] by length, so that rows of similar length share a batch.
 
-    Which rows meet still changes from epoch to epoch, since the runs are cut from a permutation.
+    A run is POOL batches, but at most a quarter of the epoch: which rows meet changes with the permutation.
     """
-    runs = order.split(POOL * batch_size)
+    pool = max(1, min(POOL, len(order) // (4 * batch_size)))
+    runs = order.split(pool * batch_size)
     return torch.cat([run[lengths[run].argsort(stable=True)] for run in runs])
 
 

@@ -13,7 +13,7 @@ from rankwise.config import Kind, StreamSettings, TaskSettings, parse
 from rankwise.errors import ConflictError, DataError
 from rankwise.streams.base import Stream
 from rankwise.streams.digits import digits
-from rankwise.streams.prompts import instruction
+from rankwise.streams.prompts import are_labels, instruction
 from rankwise.streams.rows import INPUTS, Rows
 from rankwise.streams.sampling import Sampling, generator, stratified
 from rankwise.streams.scenarios import (
@@ -95,7 +95,7 @@ class _Reader:
             return train, self._rows(held, split, task.test, task)
         if "test" in held:
             return train, self._rows(held, "test", task.train, task)
-        return self._noted(cut_test(train))
+        return self._noted(cut_test(train, by_class=self.settings.kind != "instruction" or are_labels(train)))
 
     def _rows(self, held: Parts, split: str | None, where: str, task: StreamSettings | TaskSettings) -> Rows:
         own = self.settings
@@ -107,9 +107,9 @@ class _Reader:
         return cut[0], cut[1]
 
 
-def cut_test(rows: Rows) -> tuple[Rows, Rows, dict[str, Any]]:
-    """Cut a stratified test of CUT_FRACTION from rows, by a fixed seed: (train, test, note for the record)."""
-    labels = np.unique(np.array(rows.named()), return_inverse=True)[1]
+def cut_test(rows: Rows, *, by_class: bool = True) -> tuple[Rows, Rows, dict[str, Any]]:
+    """Cut a test of CUT_FRACTION from rows, stratified by class, by a fixed seed: (train, test, its note)."""
+    labels = np.unique(np.array(rows.named() if by_class else [""] * len(rows)), return_inverse=True)[1]
     test = stratified(labels, round(CUT_FRACTION * len(rows)), generator(CUT_SEED, "test"))
     if len(test) == 0:
         raise DataError(f"{rows.where}: {len(rows)} rows are too few to cut a test from; give a test file")

@@ -11,7 +11,9 @@ from rankwise.streams.rows import Rows
 from rankwise.streams.scenarios import Domain
 
 LABELS = 64
-"""Answers are classes up to so many different ones, if the test has no other; beyond, a task's texts are one class."""
+"""Answers are classes up to so many different ones, each met ROWS times on average, and if the test has no other;
+beyond, a task's texts are one class."""
+ROWS = 4
 OPTIONS = "options"
 PLACE = re.compile(r"\{(\w+)\}")
 
@@ -41,8 +43,13 @@ def instruction(domain: Domain, template: str | None, columns: Sequence[str]) ->
 def _options(domain: Domain) -> tuple[str, ...]:
     """Return the task's answers where they are few and known from training; () where they are texts of their own."""
     taught, tested = set(domain.train.named()), set(domain.test.named())
-    few = len(taught) <= LABELS and tested <= taught
-    return tuple(name for name in domain.train.names() if name in taught) if few else ()
+    known = are_labels(domain.train) and tested <= taught
+    return tuple(name for name in domain.train.names() if name in taught) if known else ()
+
+
+def are_labels(rows: Rows) -> bool:
+    """Say whether the answers of `rows` are few enough to be labels."""
+    return len(set(rows.named())) <= min(LABELS, len(rows) // ROWS)
 
 
 def _check(template: str, columns: Sequence[str], answers: Sequence[str], domain: Domain) -> None:

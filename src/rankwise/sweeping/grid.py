@@ -1,4 +1,4 @@
-"""`key=[...]`, `key=log(low, high, n)` and `key=loguniform(low, high, n)`: the values a sweep tries. Light: no torch."""
+"""The values a sweep tries: `key=[...]`, `key=log(low, high, n)`, `key=loguniform(low, high, n)`. Light: no torch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def combinations(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 def _values(text: str, key: str, value: str, seed: int) -> list[Any]:
     if call := _CALL.fullmatch(value):
-        return _range(text, key, *call.groups(), seed)
+        return _range(text, key, call[1], call[2], seed)
     try:
         found = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -72,7 +72,7 @@ def _range(text: str, key: str, name: str, inside: str, seed: int) -> list[float
         low, high, count = (float(word) for word in inside.split(","))
     except ValueError:
         raise UsageError(f"--grid {text!r}: {name} takes low, high and how many, as in {name}(1e-4, 1e-2, 5)") from None
-    if not 0 < low < high < math.inf or count != int(count) or not 2 <= count <= LARGEST:
+    if not 0 < low < high < math.inf or not 2 <= count <= LARGEST or count % 1:
         raise UsageError(f"--grid {text!r}: {name} needs 0 < low < high and a whole number of 2 to {LARGEST} values")
     n, ratio = int(count), math.log(high / low)
     draw = random.Random(derive(seed, "grid", key))

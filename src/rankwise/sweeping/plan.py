@@ -1,4 +1,4 @@
-"""What a sweep is to do, as data: its cells follow from the config, the methods, the grid and the seeds. Light: no torch."""
+"""What a sweep is to do, as data: its cells follow from config, methods, grid and seeds. Light: no torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any, Literal
 from rankwise.config import Config, load_config, read_config
 from rankwise.errors import UsageError
 from rankwise.sweeping.grid import combinations
+
+TUNING = "tuning"
+"""Folder of the runs that pick settings, below the sweep's; removed when all are recorded."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Plan:
         if len(choices) < 2:
             return []
         return [
-            Cell("tune", method, values, seed, f"tuning/{method}-{i}-seed{seed}")
+            Cell("tune", method, values, seed, f"{TUNING}/{method}-{i}-seed{seed}")
             for i, values in enumerate(choices)
             for seed in self.seeds[: self.tune_seeds]
         ]

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -19,7 +19,7 @@ from rankwise.errors import NonFiniteError, RankwiseError
 from rankwise.files import load_json, remove
 from rankwise.learning.ledger import Ledger
 from rankwise.learning.run import Watch
-from rankwise.sweeping.plan import Cell, Plan
+from rankwise.sweeping.plan import TUNING, Cell, Plan
 from rankwise.sweeping.record import LARGEST, SCORE, Record
 
 
@@ -38,9 +38,9 @@ def sweep(plan: Plan, folder: Path, *, jobs: int = 1, watch: Watch | None = None
     """Do what is left of a sweep in `folder`; return its record (plan, chosen, cells), which sweep.json holds.
 
     For each method: the runs that pick its settings, on the first tasks and read on validation data; then the whole
-    stream at the picked settings, once for each seed. A sweep that was killed goes on where it was, to the bit: finished
-    cells are read, and a run under way is resumed from its newest snapshot. Tuning runs are removed once their
-    validation average is recorded, so their test scores are seen by nobody.
+    stream at the picked settings, once for each seed. A sweep that was killed goes on where it was, to the bit:
+    finished cells are read, and a run under way is resumed from its newest snapshot. Tuning runs are removed once
+    their validation average is recorded, so their test scores are seen by nobody.
 
     Args:
         plan: what to do.
@@ -61,6 +61,7 @@ def sweep(plan: Plan, folder: Path, *, jobs: int = 1, watch: Watch | None = None
         record = Record(folder, plan)
         record.write()
         _learn_all([cell for method in plan.methods for cell in plan.tuning(method)], record, folder, jobs, watch)
+        remove(folder / TUNING)
         chosen = {method: (record.choice(method) or {})["values"] for method in plan.methods}
         finals = [cell for m, values in chosen.items() if values is not None for cell in plan.final(m, values)]
         _learn_all(finals, record, folder, jobs, watch)
@@ -80,9 +81,6 @@ def _learn_all(cells: Sequence[Cell], record: Record, folder: Path, jobs: int, w
             cell, done = left[job.folder], done + 1
             entry = record.add(cell, results)
             watch.note(f"{done}/{len(cells)}  {cell.name()}: {_told(entry)}")
-    for cell in cells:
-        if cell.stage == "tune":
-            remove(folder / cell.folder)
 
 
 def _told(entry: dict[str, Any]) -> str:
@@ -90,7 +88,7 @@ def _told(entry: dict[str, Any]) -> str:
         return f"failed: {entry['error']}"
     key = SCORE if entry["stage"] == "tune" else "final_average"
     score = "unknown" if entry[key] is None else f"{entry[key]:.3f}"
-    return f"{'validation' if entry['stage'] == 'tune' else 'final average'} {score} ({entry['wall_seconds']:.0f} s)"
+    return f"{'validation' if entry['stage'] == 'tune' else 'final average'} {score} ({entry['wall_seconds']:.1f} s)"
 
 
 def learn(job: Job) -> dict[str, Any]:
@@ -107,7 +105,7 @@ def learn(job: Job) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def _spread(jobs: Sequence[Job], at_once: int) -> Iterator[tuple[Job, dict[str, Any]]]:
+def _spread(jobs: Sequence[Job], at_once: int) -> Generator[tuple[Job, dict[str, Any]]]:
     """Yield each job with its results, as they are done."""
     if at_once == 1:
         yield from ((job, learn(job)) for job in jobs)

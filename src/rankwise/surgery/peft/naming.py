@@ -33,10 +33,10 @@ def is_peft(path: Path) -> bool:
 
 def factor_names(site: Site) -> dict[str, str]:
     """Return factor -> the name of its tensor for a module of this site's kind."""
-    pair = (
-        {"A": "embedding_A", "B": "embedding_B"} if site.kind == "embedding" else {"A": "A.weight", "B": "B.weight"}
-    )
-    return {part: f"{PREFIX}{site.path}.lora_{name}" for part, name in (pair | {"magnitude": "magnitude_vector"}).items()}
+    pair = {"A": "embedding_A", "B": "embedding_B"} if site.kind == "embedding" else {"A": "A.weight", "B": "B.weight"}
+    return {
+        part: f"{PREFIX}{site.path}.lora_{name}" for part, name in (pair | {"magnitude": "magnitude_vector"}).items()
+    }
 
 
 def base_name(name: str, wrapped: bool) -> str:

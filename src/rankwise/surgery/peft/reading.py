@@ -132,7 +132,9 @@ def _laid(model: nn.Module, tensors: Mapping[str, Tensor], config: Mapping[str, 
         check_fits(model, laid)
     except UsageError as error:
         raise DataError(f"{path}/{WEIGHTS}: {error}") from error
-    return {name: tensor for name, tensor in laid.items() if not torch.equal(own[name].cpu(), tensor.to(own[name].dtype))}
+    return {
+        name: tensor for name, tensor in laid.items() if not torch.equal(own[name].cpu(), tensor.to(own[name].dtype))
+    }
 
 
 def _with_rows(own: Mapping[str, Tensor], name: str, rows: Tensor, at: Sequence[int], path: Path) -> Tensor:

@@ -33,7 +33,7 @@ class Lora:
 
     @property
     def rank(self) -> int:
-        """r."""
+        """Rows of A."""
         return len(self.tensors["A"])
 
     def named(self) -> dict[str, Tensor]:
@@ -88,7 +88,9 @@ def _one_lora(branch: Branch, module: Adapted) -> Lora:
         raise UsageError(f"{sites[0].name!r} reads the input of another module, which no LoRA of PEFT does")
     pieces = [(site, *_factors(branch, site, bank)) for site, bank in module.pairs() if bank.size]
     scale = pieces[0][3] if pieces else 1.0
-    pieces += [(site, *_edited(site, entry), 1.0) for site in sites for name, entry in module.edits if name == site.name]
+    pieces += [
+        (site, *_edited(site, entry), 1.0) for site in sites for name, entry in module.edits if name == site.name
+    ]
     lengths = _lengths(branch, module) if isinstance(branch, Dora) else {}
     if len(pieces) == 1 and sites[0].rows is None:
         return Lora(sites[0], {"A": pieces[0][1], "B": pieces[0][2], **lengths}, scale)
@@ -125,7 +127,9 @@ def _lengths(branch: Dora, module: Adapted) -> dict[str, Tensor]:
     lengths = read_weight(module.base, replace(site, rows=None)).norm(dim=1)
     for site, bank in module.pairs():
         if bank.size:
-            lengths[slice(*(site.rows or (0, site.width)))] = branch.lengths(bank.view(), read_weight(module.base, site))
+            lengths[slice(*(site.rows or (0, site.width)))] = branch.lengths(
+                bank.view(), read_weight(module.base, site)
+            )
     return {MAGNITUDE: lengths}
 
 

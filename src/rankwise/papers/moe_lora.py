@@ -1,0 +1,18 @@
+"""A routed mixture of LoRA experts: a sparse softmax router over groups of ranks, with a loss that balances them."""
+
+from __future__ import annotations
+
+from rankwise.adapters.experts import Experts
+from rankwise.learning.recipe import Method
+
+METHOD = Method(
+    slug="moe-lora",
+    title="Routed mixture of LoRA experts",
+    paper="arXiv 2312.09979 (LoRAMoE), as in the study arXiv 2601.22708",
+    axis="form: groups of ranks behind a router",
+    form=Experts,
+    mergeable=False,
+    peft=None,
+    parameters="experts * rank * (in + out) + experts * in a site",
+    refuses=("merge: the router depends on the input", "accumulation and several processes: balance is a batch's"),
+)

@@ -1,0 +1,47 @@
+"""Riemannian-preconditioned LoRA: both factors' gradients, each solved with the other's Gram matrix (2402.02347)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rankwise.adapters.paired import Ridge, closed_form
+from rankwise.learning.recipe import Method
+from rankwise.strategies.paired import Preconditioned
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`[adapter.dynamics] kind = "riemannian"`."""
+
+    ridge: float = 1e-6
+    """Added to the diagonal of the Gram matrices; also the largest enlargement of a step, while B is zero."""
+    inverse_scale: bool = False
+    """Divide by s^2, so that the move of s B A does not depend on s."""
+
+
+class Riemannian(Preconditioned):
+    """g_A <- (B^T B + ridge)^-1 g_A and g_B <- g_B (A A^T + ridge)^-1 from one backward, then the run's own rule.
+
+    With sgd that is scaled gradient descent, with adamw "scaled AdamW" (moments of the preconditioned gradients).
+    """
+
+    name = "riemannian"
+    Settings = Settings
+
+    def joint(self, a: Tensor, b: Tensor, down: Tensor, up: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Return both preconditioned gradients."""
+        ridge, s = Ridge(self.settings.ridge), scale if self.settings.inverse_scale else 1.0
+        return closed_form(down, b.T, s, ridge), closed_form(up.T, a, s, ridge).T
+
+
+METHOD = Method(
+    slug="riemannian",
+    title="Riemannian preconditioning of both factors",
+    paper="arXiv 2402.02347 (ICML 2024)",
+    axis="dynamics: gradients are preconditioned jointly",
+    dynamics=Riemannian,
+    parameters="rank * (in + out) a site",
+    refuses=("branches other than a pair of factors that both learn",),
+)

@@ -30,7 +30,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def writers(tmp_path_factory) -> Callable[[str], Path]:
-    """Folders of tiny random language models by kind (gpt2, llama, qwen, gemma, t5), each with a tokenizer of words.
+    """Folders of tiny random models of texts by kind (gpt2, llama, qwen, gemma, t5, bert), with a tokenizer of words.
 
     The tokenizer has no padding token; "." is its end of text for all but t5, whose prompts end with it too.
     """
@@ -64,11 +64,12 @@ def _write_language_model(kind: str, folder: Path) -> None:
         "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**llama)),
         "qwen": lambda: t.Qwen3ForCausalLM(t.Qwen3Config(**llama, head_dim=8)),
         "gemma": lambda: t.GemmaForCausalLM(t.GemmaConfig(**{**llama, "head_dim": 8})),
+        "bert": lambda: t.BertModel(t.BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **size)),
         "t5": lambda: t.T5ForConditionalGeneration(t.T5Config(**{**common, **t5, "pad_token_id": 0})),
     }[kind]()
     with torch.no_grad():
         for parameter in model.parameters():  # a fresh model says one word for ever: give it something to say
-            parameter.add_(torch.randn(parameter.shape) * 0.5)
+            parameter.add_(torch.randn(parameter.shape) * (0.2 if kind == "t5" else 0.5))
     model.save_pretrained(folder)
     words = Tokenizer(models.WordLevel(WORDS, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -12,24 +12,29 @@ if TYPE_CHECKING:
     from rankwise.api import Run, adapt, export, load, merge, methods, resume, run, save
     from rankwise.learning.foreign import learning
     from rankwise.learning.trainer import LearningCallback
+    from rankwise.saved import evaluate, log, undo
 
 __version__ = "0.1.0"
 
 _IN_API = ("Run", "adapt", "export", "load", "merge", "methods", "resume", "run", "save")
+_IN_SAVED = ("evaluate", "log", "undo")
 
 __all__ = [
     "LearningCallback",
     "Run",
     "__version__",
     "adapt",
+    "evaluate",
     "export",
     "learning",
     "load",
+    "log",
     "merge",
     "methods",
     "resume",
     "run",
     "save",
+    "undo",
 ]
 
 
@@ -43,6 +48,10 @@ def __getattr__(name: str) -> Any:
         from rankwise.learning.trainer import LearningCallback
 
         return LearningCallback
+    if name in _IN_SAVED:
+        from rankwise import saved
+
+        return getattr(saved, name)
     if name in _IN_API:
         from rankwise import api
 

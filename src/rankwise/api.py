@@ -200,6 +200,8 @@ def part_of(kind: str) -> type[Strategy]:
     """Return the part called `kind`: a strategy, or the dynamics of a method."""
     if kind in STRATEGIES:
         return STRATEGIES[kind]
+    if kind in papers.slugs() and (own := papers.method(kind).dynamics) is not None:
+        return own
     brought = {slug: part for slug in papers.slugs() if (part := papers.method(slug).dynamics) is not None}
     if kind not in brought:
         raise UsageError(f"strategy {kind!r} does not exist; {nearest(kind, [*STRATEGIES, *brought])}")
@@ -207,8 +209,9 @@ def part_of(kind: str) -> type[Strategy]:
 
 
 def parts_of(config: Config, method: Method) -> list[Strategy]:
-    """Make the parts of a run: its strategies in order, then the dynamics."""
+    """Make the parts of a run: its strategies in the order of their names, then the dynamics."""
     made = [_part(settings, config.seed, "strategy") for settings in config.strategy]
+    made.sort(key=lambda part: part.name)  # additions commute but for rounding: the same bits in any order
     names = [part.name for part in made]
     if len(set(names)) < len(names):
         raise UsageError(f"strategy: {names} names a kind twice; give each once")
@@ -323,16 +326,21 @@ def learner_of(config: Config, method: Method, data: Mapping[str, Any] | None = 
     """Load base and stream and put the parts of a run together; nothing is trained or written."""
     processes = Processes.start(config.train)
     stream = build(config.stream, config.seed, data=data)
-    asked = OBJECTIVES[config.objective.kind]
-    backbone = load_backbone(**config.model.model_dump(), answers=asked.answers(config.objective))
+    backbone = backbone_of(config)
     if stream.modality != backbone.modality:
         raise UsageError(
             f"model {backbone.name!r} reads {backbone.modality}, stream {stream.name!r} holds {stream.modality}; "
             "change one of them"
         )
-    objective = asked.made(config.objective, backbone, stream, config.seed)
+    objective = OBJECTIVES[config.objective.kind].made(config.objective, backbone, stream, config.seed)
     branch, parts = branch_of(method, config.adapter), parts_of(config, method)
     return Learner(config, method, branch, backbone, stream, objective, parts, processes)
+
+
+def backbone_of(config: Config) -> Backbone:
+    """Load the base of a run: with its language head where the objective asks for answers in words."""
+    answers = OBJECTIVES[config.objective.kind].answers(config.objective)
+    return load_backbone(**config.model.model_dump(), answers=answers)
 
 
 def default_folder(config: Config) -> Path:

@@ -8,7 +8,6 @@ from typing import Any
 
 from rankwise import api
 from rankwise.adapters import adapter_of, is_adapted, store
-from rankwise.config import ModelSettings, parse
 from rankwise.errors import StorageError, UsageError
 from rankwise.files import load_json
 from rankwise.learning import past
@@ -89,14 +88,14 @@ def export_saved(path: str | Path, out: str | Path, *, to: str = "peft", base: s
 def learnt(path: Path, base: str | None = None) -> tuple[Backbone, Path]:
     """Return the base with what `path` (a run's folder, or an adapter's) learnt on it, and the adapter's folder."""
     if (path / "config.toml").is_file():
-        settings, path = api.resolve(path / "config.toml")[0].model, path / "adapter"
+        config, path = api.resolve(path / "config.toml")[0], path / "adapter"
         if base is not None:
-            raise UsageError(f"--base {base!r}: a run knows its base ({settings.name!r}); leave it out")
+            raise UsageError(f"--base {base!r}: a run knows its base ({config.model.name!r}); leave it out")
         if not path.is_dir():
             raise UsageError(f"{path.parent}: is not finished, so it left no adapter; `rankwise resume {path.parent}`")
+        backbone = api.backbone_of(config)
     else:
-        settings = parse(ModelSettings, {"name": base or _named_base(path)}, "--base")
-    backbone = load_backbone(**settings.model_dump())
+        backbone = load_backbone(base or _named_base(path))
     if (path / "base.safetensors").is_file():
         backbone.module.load_state_dict(load_tensors(read_folder(path, kind=store.KIND)["base.safetensors"]))
     else:

@@ -139,7 +139,9 @@ def test_export_is_a_checkpoint_that_peft_loads(finished, tmp_path, capsys) -> N
 
 
 def test_what_cannot_be_merged_or_exported_says_why_and_writes_nothing(finished, tmp_path, capsys) -> None:
-    said(capsys, "run", finished.config, "--set", "method=mora", "--set", "stream.first_tasks=1", "--out", tmp_path / "r")
+    said(
+        capsys, "run", finished.config, "--set", "method=mora", "--set", "stream.first_tasks=1", "--out", tmp_path / "r"
+    )
     for verb in ("merge", "export"):
         assert main([verb, str(tmp_path / "r"), "--out", str(tmp_path / "x")]) == 2
         assert "depends on the input" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def test_no_key_of_the_config_is_left_out(capsys) -> None:
     shown = json.loads(capsys.readouterr().out)
     keys = {setting["key"] for setting in shown["settings"]}
     tables = {name: table for name, table in shown["config"].items() if isinstance(table, dict)}
-    lists = {"stream.tasks", "adapter.gate"}
+    lists = {"stream.tasks", "adapter.gate", "adapter.form", "adapter.dynamics"}
     assert {f"{name}.{key}" for name, table in tables.items() for key in table} - lists <= keys
     assert {"seed", "method"} <= keys
 

@@ -153,7 +153,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     for kind in foreign_parts.KINDS:
 
         def note(self: Strategy, settings: Any, seed: int, kind: Any = kind) -> None:
-            super(type(self), self).__init__(settings, seed)
+            kind.__init__(self, settings, seed)
             instances[kind.name] = self
 
         watched = type(kind.__name__, (kind,), {"__init__": note})

@@ -133,6 +133,13 @@ def test_a_strategy_that_asks_for_what_the_loop_has_not_is_told_so():
             (lambda: hooks.objective, "does not give an objective"),
             (lambda: hooks.steps(hooks.task), "does not give the number of its steps"),
             (lambda: hooks.features(hooks.task.train), "does not give features"),
+            (lambda: hooks.each(hooks.task.train, lambda batch: batch.ids), "does not give rows"),
+            (lambda: hooks.rehearse(batch, ()), "does not give remembered examples"),
+            (lambda: hooks.batch, "does not give the examples of its steps"),
+            (lambda: hooks.train, "does not give settings of training"),
+            (lambda: hooks.rank, "does not give a rank"),
+            (lambda: hooks.rule([]), "does not give its rule to parts"),
+            (lambda: hooks.end_task(iter([])), "not an iterator"),
             (lambda: hooks.begin_task(), "'1' has not ended"),
         ):
             with pytest.raises(UsageError, match=message):
@@ -226,7 +233,7 @@ def test_deployed_values_answer_inside_the_block_only(made):
         learn(model, optimizer, 1)
     last, x = values(model), torch.ones(1, 3)
     means = list(made["average"].deployed().tensors.values())
-    with hooks.deployed() as answering:
+    with hooks.showing_deployed() as answering:
         assert answering is model and all(torch.equal(a, b) for a, b in zip(values(model), means, strict=True))
         shown = model(x)
     assert all(torch.equal(a, b) for a, b in zip(values(model), last, strict=True))
@@ -250,3 +257,66 @@ def test_the_loops_generator_is_left_alone(made):
         learn(model, optimizer, 2)
         drawn = torch.rand(1)
     assert torch.equal(drawn, torch.rand(1, generator=torch.Generator().manual_seed(5)))
+
+
+# The strategies there are.
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_ewc_holds_the_first_task_on_ones_own_loop(mode):
+    """By hand: the mean squared gradient of each example, and twice its product with the way from the anchor."""
+    settings: dict[str, Any] = {"strength": 2.0, "mode": mode}
+    model, optimizer = model_and_optimizer()
+    with rankwise.learning(model, "ewc", optimizer=optimizer, losses=each_loss, ewc=settings) as hooks:
+        learn(model, optimizer, 1)
+        hooks.end_task(data(1))
+        hooks.begin_task()
+        live = hooks.live()
+        anchors = {name: p.detach().clone() for name, p in live.items()}
+        fisher = {name: torch.zeros_like(p) for name, p in live.items()}
+        for batch in data(1):
+            for loss in each_loss(model, batch):
+                for n, g in zip(live, torch.autograd.grad(loss, list(live.values()), retain_graph=True), strict=True):
+                    fisher[n] += g.square() / 12
+        with torch.no_grad():
+            for parameter in live.values():
+                parameter.add_(0.1)
+        optimizer.zero_grad()
+        expected = {n: p - 0.1 * 2 * 2.0 * fisher[n] * (p - anchors[n]) for n, p in live.items()}
+        optimizer.step()
+        assert all(torch.allclose(p, expected[n], atol=1e-7) for n, p in live.items())
+        assert any(not torch.equal(p, anchors[n] + 0.1) for n, p in live.items())
+
+
+def test_l2_and_ema_go_together_on_ones_own_loop():
+    model, optimizer = model_and_optimizer()
+    start = values(model)
+    with rankwise.learning(model, "l2", "ema", optimizer=optimizer, l2={"strength": 1.0}, ema={"decay": 0.5}) as hooks:
+        for task in (1, 2):
+            learn(model, optimizer, task)
+            hooks.end_task()
+            if task == 1:
+                hooks.begin_task()
+        last = values(model)
+        with hooks.showing_deployed():
+            slow = values(model)
+    assert all(not torch.equal(a, b) for a, b in zip(slow, last, strict=True))
+    free, optimizer = model_and_optimizer()
+    for task in (1, 2):
+        learn(free, optimizer, task)
+    way = [sum(float((a - b).square().sum()) for a, b in zip(end, start, strict=True)) for end in (last, values(free))]
+    assert way[0] < way[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("ewc", {"estimator": "sampled"}, "'ewc': a foreign loop knows no classes.*use 'empirical'"),
+        ("orthogonal", {}, "'orthogonal' and blocks that come as 'keep'"),
+    ],
+)
+def test_a_strategy_that_needs_more_is_refused_before_anything_is_trained(name, settings, message):
+    model, optimizer = model_and_optimizer()
+    refused = pytest.raises(ConflictError, match=message)
+    with refused, rankwise.learning(model, name, optimizer=optimizer, **{name: settings}):
+        pass

@@ -163,6 +163,17 @@ def test_a_resumed_task_ends_in_the_same_bits(made, tmp_path, make):
         train(make(), again, tmp_path / "second", 2, resume=str(checkpoint), **saving)
 
 
+def test_ewc_on_a_live_peft_model(tmp_path):
+    strays = {}
+    for strength in (0.0, 1e5):
+        model, callback = with_peft(), rankwise.LearningCallback("ewc", ewc={"strength": strength, "samples": 6})
+        train(model, callback, tmp_path, task=1)
+        anchor = values(model)
+        train(model, callback, tmp_path, task=2)
+        strays[strength] = distance(values(model), anchor)
+    assert 0 < strays[1e5] < 0.7 * strays[0.0]
+
+
 def test_a_live_peft_model_leaves_as_peft_writes_it(made, tmp_path):
     model: Any = with_peft()
     train(model, rankwise.LearningCallback("average"), tmp_path)

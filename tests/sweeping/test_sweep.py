@@ -171,6 +171,20 @@ def test_seeds_and_methods_can_be_added_but_nothing_else_changed(config, tmp_pat
         sweep(make_plan(config, {}, methods=["lora", "joint"], seeds=2, overrides=["seed=0"]), tmp_path / "s")
 
 
+def test_a_sweep_of_which_nothing_was_learnt_can_be_asked_anew(config, plan, tmp_path):
+    absent = make_plan(config, {}, seeds=1, overrides=["stream.train=absent.csv", "stream.name=mine"])
+    with pytest.raises(RankwiseError, match=r"absent\.csv"):
+        sweep(absent, tmp_path)
+    assert Record(tmp_path, plan).cells == []
+
+
+def test_runs_that_are_there_without_a_record_are_not_taken_for_its_own(plan, tmp_path):
+    (tmp_path / "lora-seed0").mkdir()
+    (tmp_path / "lora-seed0" / "config.toml").write_text("seed = 0\n")
+    with pytest.raises(StorageError, match="another config"):
+        sweep(plan, tmp_path)
+
+
 def test_a_loss_that_is_not_finite_loses(config, tmp_path):
     plan = make_plan(config, {"train.lr": [1e30, 1e-3]}, seeds=1, tune_tasks=1, overrides=["train.steps=2"])
     record = sweep(plan, tmp_path / "s")
@@ -214,9 +228,7 @@ def test_the_best_mean_over_tuning_seeds_is_taken(config, tmp_path, scores, lr, 
 
 
 def test_a_choice_waits_for_all_its_runs(config, tmp_path):
-    record = entry(
-        Record(tmp_path, make_plan(config, {"train.lr": [0.1, 0.2]}, seeds=1)), {0.1: [0.5], 0.2: [0.6]}
-    )
+    record = entry(Record(tmp_path, make_plan(config, {"train.lr": [0.1, 0.2]}, seeds=1)), {0.1: [0.5], 0.2: [0.6]})
     record.cells.pop()
     assert record.choice("lora") is None
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rankwise.adapters.sites import Site
+
 
 class Sink:
     """Collects what branches measure in a forward, as means over tokens, by (site, name).
@@ -28,7 +30,7 @@ class Sink:
         self._sums[key] = self._sums.get(key, torch.zeros(rows.shape[-1])) + rows.sum(0).cpu()
         self._counts[key] = self._counts.get(key, torch.zeros(1)) + rows.shape[0]
 
-    def saw(self, site: str, x: Tensor, delta: Tensor, tokens: Tensor | None) -> None:
+    def saw(self, site: Site, x: Tensor, delta: Tensor, tokens: Tensor | None) -> None:
         """Take note of what `site` read and added in a forward, raw; a sink that wants it says so in a subclass."""
 
     def sums(self) -> list[Tensor]:

@@ -119,7 +119,7 @@ class Adapted(nn.Module):
         y = y if site.rows is None else y[..., slice(*site.rows)]
         delta = self.adapter.branch.delta(x, y, blocks, context, site, self.base, self.training)
         if context.sink is not None:
-            context.sink.saw(site.name, x, delta, context.tokens)
+            context.sink.saw(site, x, delta, context.tokens)
         return delta
 
     def _assemble(self, deltas: Sequence[Tensor | None], y: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ Solves are in float32 (float64 for float64 factors). Source: arXiv 2505.12455 (t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -171,8 +171,8 @@ class PairedRule(torch.optim.Optimizer):
         return swapped != (self.rule.first == "A"), swapped != (self.rule.first == "B")
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Move every factor that has a gradient."""
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Move every factor that has a gradient; there is no closure to call."""
         group = self.param_groups[0]
         for pair in self.pairs:
             a, b = wide(pair.a), wide(pair.b).T  # both as they were at the backward

@@ -167,14 +167,15 @@ def _parts(path: str, module: nn.Module, kind: str, n_in: int, n_out: int, cut: 
 def span_sites(model: nn.Module) -> tuple[Site, ...]:
     """Return the spans `model` has, one beside each MLP, in module order; none in architectures SPANS does not know."""
     modules, found = dict(model.named_modules()), dict[str, Site]()
-    for path, module in modules.items():
-        for reads, writes in SPANS:
+    for reads, writes in SPANS:
+        for path, module in modules.items():
             block = path.removesuffix(writes)
-            if block != path and path not in found and f"{block}{reads}" in modules:
+            if block != path and block not in found and f"{block}{reads}" in modules:
                 shape = shape_of(module)
                 width = shape[2] if shape else len(module.get_parameter("weight"))
-                found[path] = Site(f"{path}{SPAN}", path, "linear", width, width, width=width, reads=f"{block}{reads}")
-    return tuple(found.values())
+                found[block] = Site(f"{path}{SPAN}", path, "linear", width, width, width=width, reads=f"{block}{reads}")
+    places = {path: place for place, path in enumerate(modules)}
+    return tuple(sorted(found.values(), key=lambda site: places[site.path]))
 
 
 def pick_sites(

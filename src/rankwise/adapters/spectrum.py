@@ -82,5 +82,6 @@ def _read(path: Path, weight: Tensor) -> Spectrum:
 
 
 def _digest(weight: Tensor) -> str:
-    shape = "x".join(map(str, weight.shape)).encode()
-    return hashlib.sha256(shape + memoryview(weight.numpy()).cast("B")).hexdigest()
+    digest = hashlib.sha256("x".join(map(str, weight.shape)).encode())
+    digest.update(weight.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

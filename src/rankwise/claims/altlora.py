@@ -1,4 +1,4 @@
-"""AltLoRA: it converges at any condition number, and the factorisation does not matter, even when it changes mid-run."""
+"""AltLoRA: it converges at any condition number, and the factorisation does not matter, even one changed mid-run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Product:
 
     @property
     def weight(self) -> Tensor:
-        """s B A [out, in], with its graph."""
+        """S B A [out, in], with its graph."""
         return self.model(torch.eye(self.factors.a.shape[1], dtype=torch.float64)).T
 
     def backward(self) -> None:
@@ -55,8 +55,9 @@ class Product:
 
 def product(seed: int, size: tuple[int, int], rank: int, loss: Loss, scale: float = 1.0) -> Product:
     """Return the map of `size` (out, in) with A drawn and B zero."""
-    model = nn.Sequential(nn.Linear(size[1], size[0], bias=False))
-    nn.init.zeros_(model[0].weight)
+    bottom = nn.Linear(size[1], size[0], bias=False)
+    nn.init.zeros_(bottom.weight)
+    model = nn.Sequential(bottom)
     attach(model, pick_sites(model), Pair(scale=scale), {"seed": seed})
     grow(model, [Change("append", "1", rank)], seed)
     model.double()
@@ -217,6 +218,6 @@ CLAIMS = (
             Threshold("without re-projection, refactorised mid-run", ">", 0.1, 1.0),
         ),
         gauges,
-        note="Starting from another factorisation alone would not show a missing re-projection: only the change mid-run does.",
+        note="Starting from another factorisation does not show a missing re-projection; only the change mid-run does.",
     ),
 )

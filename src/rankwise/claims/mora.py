@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rankwise.adapters import Change, Gate, Identity, Pair, attach, banks_of, grow, pick_sites
 from rankwise.claims.harness.claim import Claim, Threshold
+from rankwise.claims.toys import text
 from rankwise.claims.toys.maps import TASKS, TESTED, Maps, maps, mean_of_old
 from rankwise.papers.mora import SelfActivated
 
@@ -116,6 +117,20 @@ def routing(seed: int) -> dict[str, float]:
     return {"inputs led by their own block": sum(shares) / TASKS, "the least of the tasks": min(shares)}
 
 
+def on_text(seed: int) -> dict[str, float]:
+    """Measure claim 3: points, after each method's own rate was picked."""
+    runs = {method: text.at_own_rate("topics", method, seed, "names") for method in ("mora", "lora")}
+    lost = {method: 100 * results["trace_bwt"] * 3 / 2 for method, results in runs.items()}
+    last = {method: 100 * results["final_average"] for method, results in runs.items()}
+    return {
+        "points forgotten, less half of LoRA's": lost["mora"] - lost["lora"] / 2,
+        "last accuracy, less LoRA's": last["mora"] - last["lora"],
+        **{f"points forgotten, {method}": points for method, points in lost.items()},
+        **{f"last accuracy, {method}": points for method, points in last.items()},
+        **{f"learning rate, {method}": results["lr"] for method, results in runs.items()},
+    }
+
+
 SOURCE = "arXiv 2506.21035"
 TOY = "Stream of four rank-2 changes of a 32 -> 32 map, rank 8 a task, k = 8, tau = 0.05, delta = 0.2, 150 Adam steps"
 
@@ -133,6 +148,7 @@ CLAIMS = (
             Threshold("largest error just learnt", "<=", 0.4),
         ),
         forgetting,
+        seeds=10,
     ),
     Claim(
         "mora",
@@ -143,5 +159,21 @@ CLAIMS = (
         "60 % of the inputs (chance: 25 %).",
         (Threshold("inputs led by their own block", ">=", 0.6),),
         routing,
+        seeds=10,
+    ),
+    Claim(
+        "mora",
+        "3",
+        "on a real encoder it forgets half of what LoRA forgets, and ends higher",
+        SOURCE,
+        f"{text.TOPICS}, rank 8, head frozen at the embeddings of the class names: forgetting (positive part, mean "
+        "over tasks 1 and 2) is at most half of sequential LoRA's, and the last accuracy is higher.",
+        (
+            Threshold("points forgotten, less half of LoRA's", "<=", 0),
+            Threshold("last accuracy, less LoRA's", ">", 0),
+        ),
+        on_text,
+        seeds=3,
+        needs=text.missing,
     ),
 )

@@ -24,10 +24,8 @@ def compare(
     Example: rankwise compare runs/sweep --baseline lora
 
     Args:
-        folders: Folders of finished runs, or folders that hold runs (a sweep's). Runs that differ in the seed only make
-            one row.
-        keys: Numbers of results.json to compare, separated by commas, as in average_incremental,wall_seconds.
-            Default: final average, forgetting, learning accuracy.
+        folders: Runs, or folders that hold runs (a sweep's). Runs that differ in the seed only make one row.
+        keys: Numbers of results.json, separated by commas. Default: final average, forgetting, learning accuracy.
         baseline: The row that the others are compared with. Default: the first.
 
     """

@@ -45,6 +45,9 @@ class LanguageSettings(Section):
     and spaces; labels: the most probable of the task's answers."""
     label_score: Literal["total", "mean"] = "total"
     """What makes an answer probable, for answer = "labels": the log-probability of all its tokens, or its mean."""
+    end: str | None = None
+    """Token that ends an answer, as the tokenizer spells it; give one that the base knows, if it never learnt its
+    end-of-text token. Default: that token."""
     max_new_tokens: Count = 32
     """Tokens of an answer at most, its end token counted; a target beyond loses its end."""
 

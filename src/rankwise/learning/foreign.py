@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from rankwise.adapters.store import under as below
 from rankwise.config import parse_record
 from rankwise.errors import ConflictError, UsageError, nearest
 from rankwise.learning.step import EMPTY
-from rankwise.objectives import Objective, Outputs
+from rankwise.learning.withheld import Withheld
 from rankwise.strategies import STRATEGIES, Copy, Phase, Setting, Strategy, check_together
 from rankwise.streams import Batch, Split, Task
 
@@ -26,6 +26,8 @@ Losses = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
 BEYOND: Mapping[str, str] = {
     "optimizer": "takes over the rule of the optimiser",
     "context": "sets what each forward reads",
+    "own": "changes the losses of new examples",
+    "rehearsed": "changes the losses of remembered examples",
     "plan": "plans the phases of a task",
     "changes": "changes the structure between steps",
     "enough": "ends phases before their last step",
@@ -33,11 +35,10 @@ BEYOND: Mapping[str, str] = {
 """Hooks that nobody calls on a foreign loop -> what a strategy that has one does."""
 
 
-class Hooks:
+class Hooks(Withheld):
     """The strategies at work on a foreign loop: what they may ask for, and the moments at which they act.
 
-    The loop gives parameters, gradients and, at the end of a task, its batches. It does not give features, stored rows
-    or the number of steps to come; a strategy that asks for one of those is told so.
+    The loop gives parameters, gradients and, at the end of a task, its batches; what it does not give is `Withheld`.
     """
 
     def __init__(
@@ -53,27 +54,18 @@ class Hooks:
         self._open = False
 
     @property
-    def seen(self) -> tuple[int, ...]:
-        """No classes are known on a foreign loop."""
-        return ()
-
-    @property
     def task(self) -> Task:
         """The task begun last; its rows are stand-ins, since the loop holds the data."""
         return self.tasks[-1]
 
     @property
-    def objective(self) -> Objective:
-        """Refuse: what the task asks is the loop's own."""
-        self._refuse("an objective; it takes its own losses")
+    def phase(self) -> Phase:
+        """The one phase of a task."""
+        return Phase()
 
     def live(self) -> dict[str, nn.Parameter]:
         """Parameters of the model that learn, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
-    def forward(self, batch: Batch, *, hidden: bool = False) -> Outputs:
-        """Refuse: what comes out of the model is the loop's own."""
-        self._refuse("outputs; it takes its own losses")
 
     def losses(self, batch: Batch, classes: Sequence[int]) -> Tensor:
         """Return the loss of each example [n] of one of the loop's batches, by the function it has given for that."""
@@ -84,29 +76,31 @@ class Hooks:
             )
         return self._losses(self.model, batch.inputs)
 
-    def examples(self, rows: Tensor) -> Batch:
-        """Refuse: the data belong to the foreign loop."""
-        self._refuse("rows; it holds its own data")
+    @contextmanager
+    def evaluating(self, batch: Batch) -> Iterator[None]:
+        """Let forwards in a block be those of evaluation; gradients flow."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
 
-    def batches(self, task: Task) -> Iterator[Batch]:
-        """Yield the batches that the loop gave for the task it ends."""
+    def classes(self, task: Task) -> tuple[int, ...]:
+        """Return the stand-in's one class: what the loop's loss ranks is its own affair."""
+        return task.classes
+
+    def add_up(self, tensors: list[Tensor]) -> None:
+        """Refuse several processes: each would see its own share."""
+        _refuse_processes()
+
+    def batches(self, task: Task) -> Iterable[Batch]:
+        """Return the batches that the loop gave for the task it ends."""
         if not self._batches:
             raise UsageError("a foreign loop holds its own data; give the task's batches: end_task(batches)")
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            raise ConflictError("strategies that look back at the data, and several processes: each sees its own share")
+        _refuse_processes()
         device = next(iter(self.model.parameters())).device
         return (as_batch(batch).to(device) for batch in self._batches)
-
-    def steps(self, task: Task) -> int:
-        """Refuse: the loop alone knows."""
-        self._refuse("the number of its steps")
-
-    def features(self, split: Split, blocks: tuple[str, ...] | None = None, **options: Any) -> Tensor:
-        """Refuse: the data belong to the foreign loop."""
-        self._refuse("features; it holds its own data")
-
-    def _refuse(self, what: str) -> NoReturn:
-        raise UsageError(f"a foreign loop does not give {what}; use rankwise.run for strategies that ask for it")
 
     def snapshot(self) -> Copy:
         """Return a copy of everything that learns, as it is now."""
@@ -129,10 +123,14 @@ class Hooks:
         finally:
             self.put(before)
 
+    def deployed(self) -> Copy | None:
+        """Return the values that are to answer: an average, where a strategy keeps one; None: the live ones."""
+        return next((copy for part in self.strategies if (copy := part.deployed()) is not None), None)
+
     @contextmanager
-    def deployed(self) -> Iterator[nn.Module]:
-        """Hold the values that are to answer (an average, where a strategy keeps one) until the block ends."""
-        copy = next((copy for part in self.strategies if (copy := part.deployed()) is not None), None)
+    def showing_deployed(self) -> Iterator[nn.Module]:
+        """Hold those values in the model's parameters until the block ends: to score or save what answers."""
+        copy = self.deployed()
         before = self.snapshot().tensors if copy is not None else {}
         self.put(copy.tensors if copy is not None else {})
         try:
@@ -156,12 +154,14 @@ class Hooks:
 
         Args:
             batches: its training batches, for strategies that look back at the data: mappings of tensors, each with
-                one row an example; read once for each strategy that asks.
+                one row an example; read anew by each strategy that asks.
             rows: how many examples they hold; None: they are counted, in a pass of its own.
 
         """
         if not self._open:
             raise UsageError("no task has begun; call begin_task() first")
+        if isinstance(batches, Iterator):
+            raise UsageError("end_task: batches are read more than once; give a list or a DataLoader, not an iterator")
         self._batches, self._open = batches, False
         counted = rows if rows is not None else sum(len(as_batch(batch)) for batch in batches)
         self.tasks[-1] = _stand_in(self.task.name, self.task.index, max(counted, 1))
@@ -296,13 +296,22 @@ def _strategy(name: str, settings: Mapping[str, Any], seed: int) -> Strategy:
 
 
 def _refuse_beyond(part: Strategy) -> None:
+    """Refuse, before anything is trained, what would need more than the loop gives."""
     if part.brings_batches:
         raise _brings_batches(part)
+    reason = part.misfit(Setting(words=True))
+    if reason is not None and part.misfit(Setting()) is None:
+        raise ConflictError(f"strategy {part.name!r}: a foreign loop knows no classes, as where tasks are {reason}")
     for hook, what in BEYOND.items():
         if getattr(type(part), hook) is not getattr(Strategy, hook):
             raise ConflictError(
                 f"strategy {part.name!r} {what}, which a foreign loop does not let it; use rankwise.run"
             )
+
+
+def _refuse_processes() -> None:
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        raise ConflictError("strategies that look back at the data, and several processes: each sees its own share")
 
 
 def _brings_batches(part: Strategy) -> ConflictError:

@@ -18,7 +18,7 @@ from rankwise.errors import ConflictError, UsageError
 from rankwise.learning import passes, state
 from rankwise.learning.processes import Processes
 from rankwise.learning.recipe import Method, check_phases
-from rankwise.learning.rules import optimizers_of, rule_of
+from rankwise.learning.rules import keep_moments, optimizers_of, rule_of
 from rankwise.learning.step import EMPTY
 from rankwise.models import Backbone
 from rankwise.objectives import Objective, Outputs
@@ -132,6 +132,11 @@ class Learner:
     def train(self) -> TrainSettings:
         """The settings of the loop."""
         return self.config.train
+
+    @property
+    def rank(self) -> int:
+        """Ranks of a new block, as configured."""
+        return self.config.adapter.rank
 
     @property
     def oracle(self) -> bool:
@@ -357,8 +362,10 @@ class Learner:
         """Make the structure changes that parts ask for after a step."""
         changes = [change for strategy in self.strategies for change in strategy.changes(self, step)]
         if changes:
+            before = self.optimizers
             self.change(changes)
             self.optimizers = optimizers_of(self)
+            keep_moments(self.optimizers, before)
 
     def rule(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
         """Return the run's own rule over parameter groups with a learning rate each."""

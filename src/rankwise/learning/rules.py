@@ -30,6 +30,14 @@ def optimizers_of(learner: Learner) -> list[torch.optim.Optimizer]:
     return rules
 
 
+def keep_moments(rules: Sequence[torch.optim.Optimizer], before: Sequence[torch.optim.Optimizer]) -> None:
+    """Give parameters that rules `before` had, too, what those remembered of them; others start afresh."""
+    held = {parameter: moments for rule in before for parameter, moments in rule.state.items()}
+    for rule in rules:
+        for parameter in (p for group in rule.param_groups for p in group["params"] if p in held):
+            rule.state[parameter] = held[parameter]
+
+
 def _rest(learner: Learner, named: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
     groups = {"base.": learner.config.train.lr, "head.": learner.objective.lr}
     shares = [([p for n, p in named.items() if n.startswith(part)], lr) for part, lr in groups.items()]

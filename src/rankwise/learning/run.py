@@ -140,7 +140,8 @@ def _terms(learner: Learner, task: Task, batch: Batch, number: int) -> list[Term
     """Return the losses of one step: the task's own, then those of the strategies in config order."""
     classes, learner.batch = learner.classes(task), batch
     own = Term(learner.config.objective.kind, batch, lambda part: learner.own(part, classes))
-    return [*([own] if learner.phase.own_loss else []), *(term for strategy in learner.strategies for term in strategy.terms(learner, number))]
+    terms = [own] if learner.phase.own_loss else []
+    return [*terms, *(term for strategy in learner.strategies for term in strategy.terms(learner, number))]
 
 
 class _Clock:

@@ -102,8 +102,7 @@ def _writer(
     """Read a model that answers a prompt in words; its features are those of the part that reads."""
     form = form_of(config, answers.form, str(folder / "config.json"))
     module = read_module(folder, config, trust_remote_code, WRITERS[form].from_pretrained)
-    limits = (max_length, answers.length)
-    language = language_of(module, read_tokenizer(folder, trust_remote_code), form, limits)
+    language = language_of(module, read_tokenizer(folder, trust_remote_code), answers, form, max_length)
     body = module.get_encoder() if form == "seq2seq" else module.base_model
     pool = base.pool_named(pooling, "text", base.mean_of_tokens if form == "seq2seq" else base.last_token)
     backbone = Backbone(label, module, "text", 0, "", language.encode, pool, language=language, body=body)

@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto import modeling_auto
 
 from rankwise.adapters import using
-from rankwise.errors import DataError
+from rankwise.errors import DataError, nearest
 from rankwise.models.base import averaged
 from rankwise.models.text import padded
 
@@ -33,6 +33,8 @@ class Answers:
     """causal: one stack reads on from the prompt; seq2seq: an encoder reads, a decoder writes; auto: as the base is."""
     length: int = 32
     """Tokens of an answer at most, the end token counted."""
+    end: str | None = None
+    """The tokenizer's token that ends an answer; None: its end of text."""
 
 
 class Reading(NamedTuple):
@@ -227,9 +229,9 @@ def form_of(config: PreTrainedConfig, asked: str, where: str) -> Form:
 
 
 def language_of(
-    module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, form: Form, limits: tuple[int, int]
+    module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, answers: Answers, form: Form, max_length: int
 ) -> Language:
-    """Find the special tokens of a model and its tokenizer; `limits` are the tokens of a prompt and of an answer.
+    """Find the special tokens of a model and its tokenizer; a prompt takes up to `max_length` tokens.
 
     Raises DataError where no token ends a text or starts a decoder, or the model's positions are too few.
     """
@@ -238,6 +240,9 @@ def language_of(
         raise DataError(f"{where}: {type(module).__name__} takes no {sorted(missing)[0]}; take another language model")
     stops = _stops(module, tokenizer, config["vocab_size"])
     end = tokenizer.eos_token_id if tokenizer.eos_token_id in stops else next(iter(stops), None)
+    if answers.end is not None:
+        end = _named(tokenizer, answers.end, where)
+        stops = (end, *stops)
     start = config.get("decoder_start_token_id")
     start = config.get("pad_token_id") if start is None else start
     if not isinstance(end, int):
@@ -245,7 +250,8 @@ def language_of(
     if form == "seq2seq" and not isinstance(start, int):
         raise DataError(f"{where}: no token starts the decoder; name one as decoder_start_token_id in config.json")
     filler = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else end
-    return Language(form, tokenizer, *_fitting(limits, form, config, where), end, stops, start or 0, filler)
+    length = _fitting(max_length, answers.length, form, config, where)
+    return Language(form, tokenizer, length, answers.length, end, stops, start or 0, filler)
 
 
 def _stops(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> tuple[int, ...]:
@@ -256,12 +262,18 @@ def _stops(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocabula
     return tuple(dict.fromkeys(t for t in both if isinstance(t, int) and 0 <= t < vocabulary))
 
 
-def _fitting(limits: tuple[int, int], form: Form, config: Mapping[str, Any], where: str) -> tuple[int, int]:
+def _named(tokenizer: PreTrainedTokenizerBase, token: str, where: str) -> int:
+    known = tokenizer.get_vocab()
+    if token not in known:
+        raise DataError(f"{where}: objective.end = {token!r} is no token; {nearest(token, known)[:200]}")
+    return known[token]
+
+
+def _fitting(prompt: int, answer: int, form: Form, config: Mapping[str, Any], where: str) -> int:
     """Shorten the prompt to the model's positions, which a causal model shares between prompt and answer."""
-    prompt, answer = limits
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if form == "seq2seq" or positions is None:
-        return prompt, answer
+        return prompt
     if positions <= answer:
         raise DataError(f"{where}: {positions} positions leave no room for a prompt; lower objective.max_new_tokens")
-    return min(prompt, positions - answer), answer
+    return min(prompt, positions - answer)

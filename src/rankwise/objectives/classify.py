@@ -126,13 +126,17 @@ class Classify(Objective):
         self.open(task.classes, learn, features, task.train.labels.to(self.means.means.device))
 
     def end_task(self, learning: Learning, task: Task) -> None:
-        """Take the class means of a finished task."""
+        """Take the class means of a finished task, if they are to answer."""
+        if self.settings.predict == "head":
+            return
         for member in learning.members(task):
             features = learning.features(member.train, learning.blocks_for(member))
             self.close(member.classes, member.index, features, member.train.labels.to(features.device))
 
     def refresh(self, learning: Learning, rows: Tensor, task: Task) -> None:
-        """Take the class means of earlier tasks again from remembered rows."""
+        """Take the class means of earlier tasks again from remembered rows, if they are to answer."""
+        if self.settings.predict == "head":
+            return
         for t in (t for t in rows[:, 0].unique().tolist() if t != task.index):
             old = learning.stream.tasks[t].train.take(rows[rows[:, 0] == t, 1])
             features = learning.features(old, learning.blocks_for(learning.stream.tasks[t]))

@@ -98,7 +98,7 @@ class Write(Objective):
     @classmethod
     def answers(cls, settings: LanguageSettings) -> Answers:
         """Return how the base must be able to answer."""
-        return Answers(settings.form, settings.max_new_tokens)
+        return Answers(settings.form, settings.max_new_tokens, settings.end)
 
     @classmethod
     def made(cls, settings: LanguageSettings, backbone: Backbone, stream: Stream, seed: int) -> Write:

@@ -1,5 +1,5 @@
-"""Methods: one file each, named by its slug; a user's own come through the entry-point group `rankwise.methods`, or
-from a module that the user names (`--import`).
+"""Methods: one file (or small folder) each, named by its slug; a user's own come through the entry-point group
+`rankwise.methods`, or from a module that the user names (`--import`).
 
 Names are listed without importing anything heavy; a method's file is imported when it is asked for.
 """
@@ -82,7 +82,8 @@ def _methods_of(module: str) -> list[Method]:
 
 
 def _own() -> list[str]:
-    return sorted(path.stem.replace("_", "-") for path in Path(__file__).parent.glob("[!_]*.py"))
+    files, folders = Path(__file__).parent.glob("[!_]*.py"), Path(__file__).parent.glob("[!_]*/__init__.py")
+    return sorted(name.replace("_", "-") for name in [*(p.stem for p in files), *(p.parent.name for p in folders)])
 
 
 def _plugins() -> dict[str, metadata.EntryPoint]:

@@ -24,5 +24,5 @@ METHOD = Method(
     dynamics=AltLora,
     parameters="rank * (in + out) a site",
     refuses=("branches other than a pair of factors that both learn",),
-    defaults={"train": {"lr": 1e-2}},
+    defaults={"train": {"lr": 3e-2}},
 )

@@ -273,4 +273,4 @@ def ends(interval: Mapping[str, Any] | None, *, sign: bool = False) -> str:
 def _figure(value: float | None, sign: bool) -> str:
     """Write three decimals, or a whole number where there are as many digits before the point."""
     form = ",.0f" if value is not None and abs(value) >= 1000 else ".3f"
-    return "-" if value is None else f"{value:{'+' if sign else ''}{form}}"
+    return "-" if value is None else f"{round(value, 3) + 0.0:{'+' if sign else ''}{form}}"

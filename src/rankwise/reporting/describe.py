@@ -9,20 +9,26 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tomlkit
+from pydantic import TypeAdapter
 from pydantic_core import PydanticUndefined
 
 from rankwise import api, papers
 from rankwise.config import Config, Section
 from rankwise.learning.recipe import Method
+from rankwise.strategies import STRATEGIES
 
 WIDTH = 100
 """Characters a line of comment."""
+
+
+PARTS = ("adapter.gate", "adapter.form", "adapter.dynamics", "strategy")
+"""Tables whose keys depend on the method."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,9 @@ def describe(slug: str) -> Description:
 
 def docstring(method: Method) -> str:
     """Return the docstring of the method's file; of its gate, if it comes from another package."""
-    file = Path(papers.__file__).parent / f"{method.slug.replace('-', '_')}.py"
-    written = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    stem = Path(papers.__file__).parent / method.slug.replace("-", "_")
+    files = [file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()]
+    written = ast.get_docstring(ast.parse(files[0].read_text(encoding="utf-8"))) if files else None
     return written or inspect.getdoc(method.gate) or method.title
 
 
@@ -83,20 +90,44 @@ def groups(config: Config, method: Method) -> Iterator[Group]:
     for name, value in config:
         if isinstance(value, Section):
             yield Group(name, table_doc(type(value)), tuple(_plain_settings(value, name)))
-            if name == "adapter":
-                yield Group("adapter.gate", inspect.getdoc(method.gate) or "", tuple(gate_settings(config, method)))
+            yield from adapter_groups(config, method) if name == "adapter" else ()
             yield from _lists(value, name)
-    yield from _lists(config, "")
+    for entry in config.strategy:
+        yield part_group("strategy[]", entry)
+    given = [entry["kind"] for entry in config.strategy]
+    for name, part in STRATEGIES.items():
+        if name not in given:
+            yield replace(part_group("strategy[]", {"kind": name, **asdict(part.Settings())}), given=False)
 
 
-def gate_settings(config: Config, method: Method) -> Iterator[Setting]:
-    """Yield the settings of the method's gate."""
-    if not isinstance(method.gate, type) or not is_dataclass(method.gate):
+def adapter_groups(config: Config, method: Method) -> Iterator[Group]:
+    """Yield the tables of the parts an adapter is made of: gate, form, dynamics."""
+    adapter = config.adapter
+    gate = tuple(record_settings(method.gate, adapter.gate, "adapter.gate"))
+    yield Group("adapter.gate", inspect.getdoc(method.gate) or "", gate, repeats=False)
+    form = tuple(record_settings(method.form, adapter.form, "adapter.form"))
+    yield Group("adapter.form", inspect.getdoc(method.form) or "", form)
+    if adapter.dynamics:
+        yield part_group("adapter.dynamics", adapter.dynamics)
+
+
+def part_group(place: str, values: Mapping[str, Any]) -> Group:
+    """Return the table of one part of a run, from its complete settings."""
+    part = api.part_of(values["kind"])
+    kind = Setting(f"{place}.kind", values["kind"], [], "The part.")
+    found = tuple(record_settings(part.Settings, values, place))
+    text = inspect.getdoc(part) or ""
+    return Group(place.removesuffix("[]"), text, (kind, *found), repeats=place.endswith("[]"))
+
+
+def record_settings(kind: type, values: Mapping[str, Any], place: str) -> Iterator[Setting]:
+    """Yield the settings of a part that are in `values`, with the meaning under each field of the class `kind`."""
+    if not is_dataclass(kind):
         return
-    hints, docs = get_type_hints(method.gate), field_docs(method.gate)
-    for field in fields(method.gate):
-        value = config.adapter.gate[field.name]
-        yield Setting(f"adapter.gate.{field.name}", value, choices(hints[field.name]), docs.get(field.name, ""))
+    hints, docs = get_type_hints(kind), field_docs(kind)
+    for name in (field.name for field in fields(kind)):
+        if name in values:
+            yield Setting(f"{place}.{name}", values[name], choices(hints[name]), docs.get(name, ""))
 
 
 def field_docs(kind: type) -> dict[str, str]:
@@ -145,7 +176,7 @@ def entries(annotation: Any) -> list[type[Section]]:
 def _plain_settings(section: Section, key: str) -> Iterator[Setting]:
     """Yield the keys of a table that are no tables themselves."""
     for name, field in type(section).model_fields.items():
-        if not entries(field.annotation) and (key, name) != ("adapter", "gate"):
+        if not entries(field.annotation) and _dotted(key, name) not in PARTS:
             yield Setting(
                 _dotted(key, name), getattr(section, name), choices(field.annotation), field.description or ""
             )
@@ -210,7 +241,7 @@ def _group_toml(group: Group) -> str:
     if not group.settings:
         return ""
     lines = [] if not group.key else [name if group.given else f"# {name}"]
-    lines += [comment(group.doc, wrap=group.key != "adapter.gate")] if group.doc else []
+    lines += [comment(group.doc, wrap=group.key not in PARTS)] if group.doc else []
     for setting in group.settings:
         lines += [_line(setting, group.given), *_meaning(setting)]
     return "\n".join(lines)
@@ -242,3 +273,17 @@ def comment(text: str, mark: str = "# ", *, wrap: bool = True) -> str:
         [line for part in paragraphs for line in textwrap.wrap(part, WIDTH - len(mark))] if wrap else text.splitlines()
     )
     return "\n".join(f"{mark}{line}".rstrip() for line in lines)
+
+
+def config_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a config, with the settings of every strategy there is."""
+    schema = Config.model_json_schema()
+    kinds = []
+    for name, part in STRATEGIES.items():
+        one = TypeAdapter(part.Settings).json_schema()
+        meanings = field_docs(part.Settings)
+        for key, value in one["properties"].items():
+            value["description"] = meanings.get(key, "")
+        kinds.append({**one, "properties": {"kind": {"const": name}, **one["properties"]}, "required": ["kind"]})
+    schema["properties"]["strategy"]["items"] = {"anyOf": [*kinds, {"type": "object", "required": ["kind"]}]}
+    return schema

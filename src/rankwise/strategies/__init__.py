@@ -3,10 +3,18 @@
 from collections.abc import Mapping
 
 from rankwise.strategies.base import Copy, Host, Phase, Setting, Strategy, Term, check_together
+from rankwise.strategies.consistency import Consistency
+from rankwise.strategies.derpp import Derpp
+from rankwise.strategies.ema import Ema
+from rankwise.strategies.ewc import Ewc
+from rankwise.strategies.l2 import L2
+from rankwise.strategies.lwf import Lwf
 from rankwise.strategies.orthogonal import Orthogonal
 from rankwise.strategies.replay import Replay, ReplayBuffer, ReplaySettings
 
-STRATEGIES: Mapping[str, type[Strategy]] = {part.name: part for part in (Orthogonal, Replay,)}
+PARTS: tuple[type[Strategy], ...] = (Replay, Derpp, Ewc, Lwf, L2, Ema, Consistency, Orthogonal)
+
+STRATEGIES: Mapping[str, type[Strategy]] = {part.name: part for part in PARTS}
 """The parts that no method brings along, by their word in a config."""
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
@@ -103,6 +103,16 @@ class Host(Protocol):
         ...
 
     @property
+    def phase(self) -> Phase:
+        """The phase under way."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """Ranks of a new block, as configured."""
+        ...
+
+    @property
     def rate(self) -> float:
         """Learning rate of adapter or base in the step under way."""
         ...
@@ -151,7 +161,7 @@ class Host(Protocol):
         """Encode training rows given as [n, 2] (task index, position in its training split)."""
         ...
 
-    def batches(self, task: Task) -> Sequence[Batch]:
+    def batches(self, task: Task) -> Iterable[Batch]:
         """Return the training batches of a task in order, once each, in the size of training."""
         ...
 
@@ -175,8 +185,9 @@ class Host(Protocol):
 class Strategy:
     """A part of a run. Each hook does nothing unless a part says otherwise.
 
-    Order in a step: `terms`, then for each term forward (with `own` or `rehearsed`) and backward; gradients are summed over processes; `shape`
-    (may change gradients), clip, the optimisers' rules, `settle` (may change live values), `follow` (own state only).
+    Order in a step: `terms`, then for each term forward (with `own` or `rehearsed`) and backward; gradients are summed
+    over processes; `shape` (may change gradients), clip, the optimisers' rules, `settle` (may change live values),
+    `follow` (own state only).
     """
 
     name: ClassVar[str]
@@ -251,7 +262,7 @@ class Strategy:
         """Update own state; never live values."""
 
     def changes(self, host: Host, step: int) -> Sequence[Change]:
-        """Return what must happen to the structure after this step; the optimisers start afresh then."""
+        """Return what must happen to the structure after this step; what it makes anew learns with fresh moments."""
         return ()
 
     @classmethod
@@ -354,3 +365,14 @@ def _check_needs(strategy: Strategy, strategies: Sequence[Strategy]) -> None:
             f"strategy {strategy.name!r} needs the {what} of another strategy, and this run has none that keeps one; "
             f"add one, or remove {strategy.name!r}"
         )
+
+
+def weights_of(host: Host) -> dict[str, nn.Parameter]:
+    """Return what learns in the model, by its name there, whatever phase it is: never the head's rows."""
+    return {name: p for name, p in host.model.named_parameters() if p.requires_grad}
+
+
+def places_of(task: Task, batch: Batch) -> Tensor:
+    """Return where the rows of `batch` stand in the training split of `task`: [n]."""
+    order = task.train.ids.argsort()
+    return order[torch.searchsorted(task.train.ids[order], batch.ids.cpu())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class Alternating(Strategy):
     Moments, partner copies and turns live in the rule, one set a task: a change of the structure starts them afresh.
     """
 
-    Settings: type = Alternation
+    Settings: ClassVar[type] = Alternation
     reads = frozenset({"gradients", "live"})
     writes = {"gradients": "set", "the factors' rule": "set"}
     needs_sequence = False
@@ -92,7 +92,7 @@ class Preconditioned(Strategy):
         """Replace the gradients of every pair that has both."""
         for pair in pairs_of(host, self.name):
             if pair.a.grad is not None and pair.b.grad is not None:
-                values = (wide(t) for t in (pair.a, pair.b, pair.a.grad, pair.b.grad))
-                down, up = self.joint(*values, pair.scale)
+                gradients = wide(pair.a.grad), wide(pair.b.grad)
+                down, up = self.joint(wide(pair.a), wide(pair.b), *gradients, pair.scale)
                 pair.a.grad.copy_(down)
                 pair.b.grad.copy_(up)

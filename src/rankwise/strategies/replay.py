@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from rankwise.adapters import Change
 from rankwise.config import Count, Positive
+from rankwise.objectives import Outputs
 from rankwise.seeds import derive, generator
 from rankwise.strategies.base import Host, Strategy, Term
 from rankwise.streams import Batch, Task
@@ -59,10 +60,12 @@ class ReplaySettings:
     """Examples the buffer holds."""
     policy: Literal["reservoir", "balanced"] = "reservoir"
     """reservoir: a uniform sample of everything seen; balanced: an equal share for each class."""
-    batch_size: Count = 32
-    """Stored examples rehearsed in a step."""
+    batch_size: Annotated[int, Field(ge=0)] = 32
+    """Stored examples rehearsed in a step; 0: as many as new ones."""
     weight: Positive = 1.0
     """Factor on the rehearsal loss."""
+    average: bool = False
+    """Divide both losses, new and rehearsed, by 1 + weight: their mean in place of their sum."""
     classes: Literal["seen", "task"] = "seen"
     """Classes the rehearsal loss ranks: all seen so far, or those of the example's own task."""
     refresh_means: bool = True
@@ -90,12 +93,22 @@ class Replay(Strategy):
 
     def terms(self, host: Host, step: int) -> Sequence[Term]:
         """Return the rehearsal loss: one term, or one for each task drawn from where classes = "task"."""
-        drawn = self.buffer.draw(self.settings.batch_size, step)
+        drawn = self.buffer.draw(self.settings.batch_size or host.train.batch_size, step)
         if not len(drawn):
             return ()
         if self.settings.classes == "seen":
-            return (self._term(host, "rehearsal", drawn, host.seen, self.settings.weight),)
+            return (self._term(host, "rehearsal", drawn, host.seen, self.weight),)
         return [self._task_term(host, drawn, task) for task in drawn[:, 0].unique().tolist()]
+
+    @property
+    def weight(self) -> float:
+        """The factor on the rehearsal loss."""
+        return self.settings.weight / (1 + self.settings.weight) if self.settings.average else self.settings.weight
+
+    def own(self, host: Host, batch: Batch, outputs: Outputs, losses: Tensor) -> Tensor:
+        """Return the losses of new examples, scaled down for a mean with the rehearsed ones."""
+        shared = self.settings.average and len(self.buffer.rows)
+        return losses / (1 + self.settings.weight) if shared else losses
 
     def end_task(self, host: Host, task: Task) -> Sequence[Change]:
         """Offer the finished task's training rows."""
@@ -116,7 +129,7 @@ class Replay(Strategy):
 
     def _task_term(self, host: Host, drawn: Tensor, task: int) -> Term:
         own = drawn[drawn[:, 0] == task]
-        weight = self.settings.weight * len(own) / len(drawn)
+        weight = self.weight * len(own) / len(drawn)
         return self._term(host, f"rehearsal.{task}", own, host.tasks[task].classes, weight)
 
     def _term(self, host: Host, name: str, rows: Tensor, classes: Sequence[int], weight: float) -> Term:

@@ -11,7 +11,7 @@ from typing import Any
 from rankwise.errors import RankwiseError, StorageError
 from rankwise.files import load_json, write_file
 from rankwise.sweeping.grid import combinations
-from rankwise.sweeping.plan import Cell, Plan
+from rankwise.sweeping.plan import TUNING, Cell, Plan
 
 NAME = "sweep.json"
 LARGEST = 1 << 28
@@ -27,9 +27,10 @@ class Record:
         """Read what is done; raise StorageError if `folder` holds the record of another sweep."""
         self.path, self.plan = folder / NAME, plan
         self.cells: list[dict[str, Any]] = []
-        if self.path.exists():
-            saved = load_json(self.path, LARGEST)
-            _refuse_other(saved["plan"], json.loads(json.dumps(plan.record())), self.path)
+        begun = [*folder.glob("*/config.toml"), *folder.glob(f"{TUNING}/*/config.toml")]
+        saved = load_json(self.path, LARGEST) if self.path.exists() else {"cells": []}
+        if saved["cells"] or begun:  # a sweep of which nothing was learnt (a file was missing) may be asked anew
+            _refuse_other(saved.get("plan", {}), json.loads(json.dumps(plan.record())), self.path)
             self.cells = saved["cells"]
 
     def find(self, cell: Cell) -> dict[str, Any] | None:

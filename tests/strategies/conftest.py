@@ -1,0 +1,18 @@
+"""What the tests of this folder share: a laboratory on small bases, made once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory):
+    """Small runs and learners, on images or on texts."""
+    from lab import Lab
+
+    return Lab(tmp_path_factory.mktemp("lab"))

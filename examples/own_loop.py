@@ -30,15 +30,15 @@ def accuracy(model: nn.Module, batches: list[dict[str, Tensor]]) -> float:
     return float(torch.stack(right).mean())
 
 
-def main() -> list[float]:
-    """Learn two tasks; return the accuracy on each at the end."""
+def main(strength: float = 1000.0) -> list[float]:
+    """Learn two tasks, the first held with `strength`; return the accuracy on each at the end."""
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2))
     model = rankwise.adapt(base, "lora", rank=8)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     tasks = [make_task(0), make_task(1)]
     with rankwise.learning(
-        model, "ewc", "ema", optimizer=optimizer, losses=each_loss, ewc={"strength": 100.0}, ema={"decay": 0.9}
+        model, "ewc", "ema", optimizer=optimizer, losses=each_loss, ewc={"strength": strength}, ema={"decay": 0.9}
     ) as hooks:
         for number, task in enumerate(tasks):
             if number:

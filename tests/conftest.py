@@ -69,7 +69,7 @@ def _write_language_model(kind: str, folder: Path) -> None:
     }[kind]()
     with torch.no_grad():
         for parameter in model.parameters():  # a fresh model says one word for ever: give it something to say
-            parameter.add_(torch.randn(parameter.shape) * (0.2 if kind == "t5" else 0.5))
+            parameter.add_(torch.randn(parameter.shape) * 0.5)
     model.save_pretrained(folder)
     words = Tokenizer(models.WordLevel(WORDS, unk_token="?"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -10,7 +10,7 @@ from rankwise import api
 from rankwise.adapters import adapter_of, is_adapted, store
 from rankwise.errors import StorageError, UsageError
 from rankwise.files import load_json
-from rankwise.learning import past
+from rankwise.learning import connectivity, past
 from rankwise.learning.ledger import Ledger
 from rankwise.models import Backbone, fingerprint, load_backbone
 from rankwise.storage import MANIFEST, read_folder
@@ -40,6 +40,26 @@ def evaluate(path: str | Path, *, task: str | None = None, data: Mapping[str, An
     """
     ledger, learner = api.reopened(path, data)
     return past.scores_now(learner, ledger, task)
+
+
+def path(
+    run: str | Path, *, tasks: tuple[str, str] | None = None, alphas: int = 11, data: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Score a saved run along the line between its values after two tasks (default: the last two it learnt).
+
+    See `learning.connectivity.measure`; `alphas` points, both ends included.
+
+    Raises:
+        UsageError: fewer than two tasks were learnt, no such task, or no weights live from one to the other.
+        StorageError: no run is there, a snapshot is gone, or the base or data have changed.
+
+    """
+    ledger, learner = api.reopened(run, data)
+    learnt_tasks = [record["task"] for record in past.history(ledger)]
+    if tasks is None and len(learnt_tasks) < 2:
+        raise UsageError(f"{run}: {len(learnt_tasks)} tasks were learnt; a line needs two")
+    points = [i / (alphas - 1) for i in range(alphas)]
+    return connectivity.measure(learner, ledger, tasks or (learnt_tasks[-2], learnt_tasks[-1]), points)
 
 
 def undo(path: str | Path, *, data: Mapping[str, Any] | None = None) -> dict[str, Any]:

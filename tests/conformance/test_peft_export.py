@@ -20,12 +20,14 @@ from rankwise.tensors import load_tensors
 
 ADAPTERS = [slug for slug in papers.slugs() if papers.method(slug).live == "adapter"]
 LEAVING = [slug for slug in ADAPTERS if papers.method(slug).peft in ("exact", "converted")]
-STAYING = [slug for slug in ADAPTERS if slug not in LEAVING]
+STAYING = [slug for slug in ADAPTERS if papers.method(slug).peft is None]
+MERGED = [slug for slug in ADAPTERS if papers.method(slug).peft == "merged"]
 
 
 def adapted(name: str, blocks: int = 1, sites: Any = "all-linear", method: str = "lora", **settings: Any) -> nn.Module:
     """Put `method` on a tiny model and move all that learns, as training would."""
-    model = rankwise.adapt(stock.MODELS[name](), method, rank=3, sites=sites, scale=0.7, **settings)
+    scaled = {"scale": 0.7} if method in ("lora", "dora") else {}  # some methods have a scale of their own
+    model = rankwise.adapt(stock.MODELS[name](), method, rank=4, sites=sites, **scaled, **settings)
     moved(model)
     for number in range(1, blocks):
         grow(model, [Change("freeze"), Change("append", f"t{number}", number + 1)], 0)
@@ -60,9 +62,21 @@ def test_every_method_that_says_so_leaves(tmp_path, method, name):
 @pytest.mark.parametrize("method", STAYING)
 def test_the_others_say_why_not(tmp_path, method):
     model = adapted("llama", method=method)
-    with pytest.raises(UsageError, match=r"rankwise\.(save|merge)"):
+    with pytest.raises(UsageError, match=r"rankwise\.save"):
         rankwise.export(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", MERGED)
+def test_those_that_only_merge_never_leave_as_something_else(tmp_path, method):
+    """Full rank in general; where a state of theirs has thin factors all the same, these compute the same."""
+    model = adapted("llama", method=method)
+    try:
+        rankwise.export(model, tmp_path / "out")
+    except UsageError as error:
+        assert "rankwise.merge" in str(error) and not (tmp_path / "out").exists()
+        return
+    assert close(stock.computed(stock.loaded("llama", tmp_path / "out"), "llama"), stock.computed(model, "llama"))
 
 
 @pytest.mark.parametrize(
@@ -107,8 +121,8 @@ def test_ranks_that_differ_become_patterns(tmp_path):
     grow(model, [Change("drop", "t1", site="model.layers.1.mlp.up_proj")], 0)
     rankwise.export(model, tmp_path, base_name="tiny")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "tiny" and config["r"] == 5
-    assert list(config["rank_pattern"].values()) == [3]
+    assert config["base_model_name_or_path"] == "tiny" and config["r"] == 6
+    assert list(config["rank_pattern"].values()) == [4]
     assert close(stock.computed(stock.loaded("llama", tmp_path), "llama"), stock.computed(model, "llama"))
     assert close(stock.computed(stock.read("llama", tmp_path), "llama"), stock.computed(model, "llama"))
 

@@ -12,7 +12,7 @@ import torch
 
 import rankwise
 from rankwise.config import merged
-from rankwise.errors import UsageError
+from rankwise.errors import ConflictError, UsageError
 from rankwise.models import Answers, load_backbone
 from rankwise.objectives.language import answer_losses
 
@@ -53,11 +53,12 @@ def asked(writers, tmp_path):
     return config
 
 
-LEARNT = {"train": {"steps": 60, "batch_size": 8, "lr": 0.03, "schedule": "constant", "log_every": 20}}
+LEARNT = {
+    "train": {"steps": 32, "batch_size": 8, "lr": 0.03, "schedule": "constant", "snapshot_seconds": 30, "log_every": 20}
+}
 
 
-@pytest.mark.parametrize("method", ["lora", "mora"])
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize(("kind", "method"), [("gpt2", "mora"), ("llama", "lora"), ("t5", "lora")])
 def test_two_steps_saved_and_resumed_at_each(asked, small, tmp_path, kind, method):
     config = asked(kind, method)
     rankwise.run(config, out=tmp_path / "whole")
@@ -90,8 +91,7 @@ def test_a_saved_adapter_gives_the_same_losses_on_the_bare_base(asked, tmp_path,
     assert not torch.equal(losses(bare.module), before)
 
 
-@pytest.mark.parametrize("kind", ["llama", "t5"])
-@pytest.mark.parametrize("answer", ["generate", "labels"])
+@pytest.mark.parametrize(("kind", "answer"), [("llama", "generate"), ("llama", "labels")])
 def test_answers_are_learnt(asked, tmp_path, kind, answer):
     first = {"stream": {"first_tasks": 1}, "objective": {"answer": answer}}
     results = rankwise.run(asked(kind, **merged(LEARNT, first)), out=tmp_path / "run").results
@@ -99,7 +99,14 @@ def test_answers_are_learnt(asked, tmp_path, kind, answer):
     assert results["zero_shot"] == ([0.0] if answer == "generate" else [pytest.approx(0.5, abs=0.5)])
 
 
-@pytest.mark.parametrize("method", ["finetune", "replay", "joint"])
+def test_the_loss_of_a_seq2seq_model_falls(asked, small, tmp_path):
+    few = {"stream": {"first_tasks": 1}, "train": {"steps": 20, "lr": 0.03}}
+    rankwise.run(asked("t5", **few), out=tmp_path / "run")
+    losses = small.losses(tmp_path / "run")
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+
+
+@pytest.mark.parametrize("method", ["finetune", "replay"])
 def test_other_methods_learn_to_write_too(asked, tmp_path, method):
     results = rankwise.run(asked("llama", method, **LEARNT), out=tmp_path / "run").results
     assert results["matrix"][-1][-1] == 1.0
@@ -145,7 +152,7 @@ def test_an_encoder_learns_classes_of_pairs_of_texts(writers, tmp_path):
             "input": ["one", "two"],
             "validation": 0,
         },
-        "train": {"steps": 40, "batch_size": 8, "lr": 0.01, "device": "cpu", "threads": 1, "bucket": True},
+        "train": {"steps": 30, "batch_size": 8, "lr": 0.01, "device": "cpu", "threads": 1, "bucket": True},
     }
     config["stream"]["train"] = str(tmp_path / "pairs.jsonl")
     results = rankwise.run(config, out=tmp_path / "run").results
@@ -153,6 +160,20 @@ def test_an_encoder_learns_classes_of_pairs_of_texts(writers, tmp_path):
     swapped = load_backbone(str(writers("bert")))
     features = swapped.features(swapped.encode([("red", "blue"), ("blue", "red")]))
     assert not torch.allclose(features[0], features[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "strategies"),
+    [("lora", ["ewc"]), ("mora", ["lwf", "l2"]), ("lora", ["ema"]), ("i-lora", []), ("o-lora", [])],
+)
+def test_what_protects_the_past_works_on_answers_in_words(asked, tmp_path, method, strategies):
+    run = rankwise.run(asked("llama", method, strategy=[{"kind": kind} for kind in strategies]), out=tmp_path / "run")
+    assert all(0 <= score <= 1 for row in run.results["matrix"] for score in row)
+
+
+def test_what_needs_a_score_for_each_class_is_refused_by_name(asked):
+    with pytest.raises(ConflictError, match=r"der\+\+.*answers in words"):
+        rankwise.run(asked("llama", strategy=[{"kind": "der++"}]))
 
 
 @pytest.mark.slow

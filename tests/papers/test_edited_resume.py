@@ -16,6 +16,10 @@ from rankwise.learning.run import Watch
 SETTINGS: dict[str, dict[str, Any]] = {
     "osft": {"adapter": {"dynamics": {"frozen": "importance", "examples": 16}}},
     "o-lora": {},
+    "relora": {"adapter": {"dynamics": {"cycles": 2, "pruned": 0.5}}},
+    "adalora": {},
+    "pissa": {},
+    "lora-xs": {},
     "codyra": {"adapter": {"dynamics": {"kappa_max": 0.5}}},
 }
 

@@ -210,7 +210,7 @@ def test_every_expert_learns_in_a_run_long_enough():
             loss = (found(x) - target).square().mean()
             (loss + aux.total()).backward()
         rule.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     moved = (bank.live["B"].detach() - before).abs().sum(0).view(4, RANK).sum(1)
     assert losses[-1] < 0.5 * losses[0] and (moved > 0.1).all()
 

@@ -45,10 +45,10 @@ class Base(nn.Module):
         self.hidden = nn.Linear(12, 16)
         self.norm = nn.LayerNorm(16)
         self.conv = nn.Conv2d(1, 5, 2)
-        self.out = nn.Linear(16, 7, bias=False)
+        self.out = nn.Linear(16, 8, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Map token ids [N, S] to features [N, S, 7] plus the mean of a convolution over them."""
+        """Map token ids [N, S] to features [N, S, 8] plus the mean of a convolution over them."""
         x = self.out(self.norm(torch.tanh(self.hidden(self.embed(ids)))))
         return x + self.conv(x[:, None]).mean((2, 3)).mean(-1)[:, None, None]
 
@@ -257,6 +257,9 @@ def count(formula: str, names: dict[str, int]) -> float:
                 return {**rules, ast.Div: operator.truediv}[type(op)](value(left), value(right))
             case ast.Call(func=ast.Name(id="min"), args=args):
                 return min(value(arg) for arg in args)
+            case ast.Call(func=ast.Name(id="divisor"), args=[size, most]):  # the largest one up to most and the root
+                n, k = int(value(size)), int(value(most))
+                return max(d for d in range(1, k + 1) if n % d == 0 and d * d <= n)
         raise AssertionError(f"{formula!r}: {ast.dump(node)} is no part of a formula")
 
     return value(ast.parse(re.sub(r"\bin\b", "n_in", formula), mode="eval").body)

@@ -259,7 +259,7 @@ def surprise(records: Tensor, **settings: Any) -> Tensor:
     model = vit()
     (name, (_, bank)) = list(banks_of(model).items())[-1]
     part = Expansion(ExpansionSettings(**settings))
-    part.records[name, "1"] = records
+    part.records[f"{name}/1"] = records
     with torch.no_grad():
         return part.surprise(form_of(model), name, bank, randn(400, 16, key="fresh"))[:, 0]
 
@@ -348,7 +348,7 @@ def test_old_class_rows_do_not_move(learnt):
 def test_records_hold_the_last_errors_of_training(learnt):
     made, _, _ = learnt
     part = part_of(made)
-    assert set(part.records) == {(site, label) for site in SPANS[1:] for label in ("A", "B")}
+    assert set(part.records) == {f"{site}/{label}" for site in SPANS[1:] for label in ("A", "B")}
     assert all(errors.shape == (500,) and errors.isfinite().all() for errors in part.records.values())
 
 

@@ -81,7 +81,7 @@ class Lab:
             "adapter": {"rank": 2} if method not in ("finetune", "linear-probe") else {},
             "strategy": list(parts),
             "train": {
-                "steps": 3,
+                "steps": 2,
                 "batch_size": 4,
                 "lr": 1e-2,
                 "device": "cpu",

@@ -63,13 +63,13 @@ def test_the_teacher_is_the_model_before_the_task_to_its_end(lab, method, form):
     learner = lab.learner(method, {"kind": "lwf", "form": form})
     done = learn(learner, 1)
     first, second = learner.tasks
-    before = answers(learner, second, first.classes)
+    before = answers(learner, second, sorted(first.classes))
     teacher = learner.strategies[0].teacher.clone()
     assert torch.equal(teacher, before) and not teacher.requires_grad
     begin(learner, second)  # a block of mora's may move the function: the teacher must not
     list(steps(learner, second, 3, done))
     assert torch.equal(learner.strategies[0].teacher, teacher)
-    assert not torch.equal(answers(learner, second, first.classes), before)
+    assert not torch.equal(answers(learner, second, sorted(first.classes)), before)
 
 
 def test_a_fresh_block_that_moves_the_function_is_pulled_back_at_once(lab):
@@ -103,7 +103,7 @@ def test_the_first_task_and_the_first_step_have_nothing_to_distil(lab):
 
 def test_it_keeps_old_answers_where_plain_training_loses_them(lab):
     apart = {}
-    for name, parts in {"plain": (), "lwf": ({**LWF, "weight": 20.0, "squared": True},)}.items():
+    for name, parts in {"plain": (), "lwf": ({**LWF, "weight": 3e4},)}.items():
         learner = lab.learner("lora", *parts, train={"lr": 3e-3})
         done = learn(learner, 1)
         first, second = learner.tasks
@@ -131,8 +131,7 @@ def test_no_weight_is_the_method_without_it_but_for_the_live_rows(lab, tmp_path)
     assert same(plain, none, [name for name in plain if name.startswith("sites")])
 
 
-@pytest.mark.parametrize("kind", ["image", "text"])
-@pytest.mark.parametrize("part", [LWF, MANY], ids=["softmax", "multi-class"])
+@pytest.mark.parametrize(("part", "kind"), [(LWF, "text"), (MANY, "image")], ids=["softmax", "multi-class"])
 def test_each_step_in_a_sitting_of_its_own(lab, tmp_path, part, kind):
     whole = lab.run(tmp_path / "whole", "lora", part, kind=kind)
     assert left(lab.in_sittings(tmp_path / "parts", "lora", part, kind=kind)) == left(whole)
@@ -140,8 +139,8 @@ def test_each_step_in_a_sitting_of_its_own(lab, tmp_path, part, kind):
 
 @pytest.mark.parametrize("part", [LWF, MANY], ids=["softmax", "multi-class"])
 def test_micro_batches_add_up_to_the_same_step(lab, tmp_path, part):
-    whole = ends(lab.run(tmp_path / "whole", "lora", part))[-1]
-    cut = ends(lab.run(tmp_path / "cut", "lora", part, train={"accumulate": 2}))[-1]
+    whole = ends(lab.run(tmp_path / "whole", "lora", part, train={"optimizer": "sgd"}))[-1]
+    cut = ends(lab.run(tmp_path / "cut", "lora", part, train={"optimizer": "sgd", "accumulate": 2}))[-1]
     for name in (n for n in whole if n.startswith("sites")):
         torch.testing.assert_close(cut[name], whole[name], rtol=1e-4, atol=1e-5)
 
@@ -155,4 +154,5 @@ def test_what_cannot_be_distilled_is_refused_by_name(lab):
     learner = lab.learner("lora", MANY, stream=turned)
     with pytest.raises(ConflictError, match="'lwf' with form = 'multi-class'.*use form = 'softmax'"):
         begin(learner, learner.tasks[0])
-    assert begin(lab.learner("lora", LWF, stream=turned), learner.tasks[0])
+    learner = lab.learner("lora", LWF, stream=turned)
+    assert begin(learner, learner.tasks[0])

@@ -59,6 +59,22 @@ class Blocks:
         pieces = [part[name] for part in self.parts]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, self.dims[name])
 
+    def each(self) -> list[Mapping[str, Tensor]]:
+        """Return the tensors of every acting block by itself, in order, for updates that are no sum over ranks."""
+        found: list[Mapping[str, Tensor]] = []
+        for part, width in zip(self.parts, self.widths, strict=True):
+            sizes: list[int] = []
+            while sum(sizes) < width:
+                sizes.append(self.sizes[len(found) + len(sizes)])
+            cuts = {n: self._cut(t, self.dims[n], sizes) for n, t in part.items()}
+            found += [{n: pieces[i] for n, pieces in cuts.items()} for i in range(len(sizes))]
+        return found
+
+    @staticmethod
+    def _cut(tensor: Tensor, dim: int, sizes: list[int]) -> Sequence[Tensor]:
+        """Cut a tensor into blocks of `sizes`, or, where it has one entry a block, into those."""
+        return tensor.split(sizes if tensor.shape[dim] == sum(sizes) else [1] * len(sizes), dim)
+
     def split(self, values: Tensor) -> Sequence[Tensor]:
         """Cut `values` [..., R] into one piece a part, so that each meets its own part's tensors."""
         return (values,) if len(self.parts) == 1 else values.split(list(self.widths), -1)

@@ -154,6 +154,13 @@ class Branch(ABC):
                 "can neither be merged nor be written as a LoRA; keep it beside the base (rankwise.save)"
             )
 
+    def refuse_init(self) -> None:
+        """Raise UsageError if a start of the factors was asked for: for branches that start in a way of their own."""
+        if self.init is not KAIMING:
+            raise UsageError(
+                f"adapter.init = {self.init.name!r}: {type(self).__name__} starts in a way of its own; leave it out"
+            )
+
     def record(self) -> dict[str, Any]:
         """Return the settings as JSON values, as [adapter] takes them; a method builds an equal branch from them."""
         gate = {} if isinstance(self.gate, Identity) else dict(vars(self.gate))

@@ -76,7 +76,9 @@ class Dora(Pair):
 
     def plain(self, blocks: Blocks, site: Site) -> tuple[Tensor, Tensor, float]:
         """Refuse: lengths act on the base's weight too."""
-        raise UsageError(f"{type(self).__name__}: the update has full rank, so no thin factors are equal to it")
+        raise UsageError(
+            f"{type(self).__name__}: the update has full rank, so no thin factors are equal to it; rankwise.merge it"
+        )
 
     def dense(self, blocks: Blocks, site: Site, weight: Weight) -> Tensor:
         """Return the rescaled weight less W0: [out, in], float32."""

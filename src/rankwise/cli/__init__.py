@@ -23,6 +23,7 @@ from rankwise.cli.export import export
 from rankwise.cli.log import log
 from rankwise.cli.merge import merge
 from rankwise.cli.methods import methods
+from rankwise.cli.path import path
 from rankwise.cli.resume import resume
 from rankwise.cli.run import run
 from rankwise.cli.schema import schema
@@ -38,7 +39,7 @@ HELP = """Teach a pretrained model a stream of tasks with low-rank updates.
 Example: rankwise demo"""
 
 app = App(name="rankwise", help=HELP, version=__version__, help_format="plaintext", suppress_keyboard_interrupt=False)
-RUNS = (demo, run, resume, log, evaluate, undo, merge, export)
+RUNS = (demo, run, resume, log, evaluate, path, undo, merge, export)
 MANY = (sweep, compare, claims)
 LISTS = (methods, show, schema)
 for number, command in enumerate((*RUNS, *MANY, *LISTS)):

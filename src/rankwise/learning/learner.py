@@ -285,7 +285,9 @@ class Learner:
 
     def blocks_for(self, task: Task) -> tuple[str, ...] | None:
         """Return the blocks that act on a task's test examples: all, or its own where the method is told the task."""
-        return (task.name,) if self.method.oracle else None
+        if self.method.oracle:
+            return (task.name,)
+        return next((blocks for s in self.strategies if (blocks := s.acting(self, task)) is not None), None)
 
     def members(self, task: Task) -> Sequence[Task]:
         """Return the stream's tasks in a curriculum task."""

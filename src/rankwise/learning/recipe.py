@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,6 +21,15 @@ Identities = Literal["exact", "close", "moves"]
 def plain_scale(scale: float, rank: int) -> float:
     """Return the factor as it is configured, whatever the rank."""
     return scale
+
+
+def rank_stabilised(scale: float, rank: int) -> float:
+    """Return alpha / sqrt(rank) for scale = alpha / rank (rsLoRA, arXiv 2312.03732).
+
+    >>> rank_stabilised(2.0, 16)
+    8.0
+    """
+    return scale * math.sqrt(rank)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ Cells = list[list[float | None]]
 def finish(learner: Learner, progress: Progress, ledger: Ledger, base: Mapping[str, Any]) -> dict[str, Any]:
     """Write what the run learnt and how it scored; return the results."""
     if learner.processes.first:
-        write_folder(ledger.path / "adapter", _artefact(learner, base), kind=store.KIND)
+        with learner.showing_deployed():  # until all is written: files are made from the tensors as they go out
+            write_folder(ledger.path / "adapter", _artefact(learner, base), kind=store.KIND)
     results = collect(learner, progress, ledger)
     if learner.processes.first:
         tasks = [task.name for task in learner.tasks]
@@ -74,10 +75,9 @@ def peak_memory() -> int:
 
 def _artefact(learner: Learner, base: Mapping[str, Any]) -> dict[str, Content]:
     """Return the files of adapter/: the adapter (or the base, if that learnt) and what the objective adds."""
-    with learner.showing_deployed():
-        files = store.files(learner.model, base) if is_adapted(learner.model) else {}
-        if learner.method.live == "base":
-            files["base.safetensors"] = tensor_writer(dict(learner.model.state_dict()))
+    files = store.files(learner.model, base) if is_adapted(learner.model) else {}
+    if learner.method.live == "base":
+        files["base.safetensors"] = tensor_writer(dict(learner.model.state_dict()))
     for strategy in learner.strategies:
         if tensors := strategy.artefact():
             files[f"{strategy.name}.safetensors"] = tensor_writer(tensors)

@@ -115,7 +115,7 @@ class Language:
         return [*alone, self.end][: self.answer_length]
 
     def _tokens(self, text: str, *, special: bool = True) -> list[int]:
-        tokens = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])  # pyright: ignore[reportArgumentType]
+        tokens = list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])  # pyright: ignore[reportArgumentType]
         ends = self.form == "causal" and tokens[-1:] == [self.end]  # some tokenizers end every text
         return tokens[:-1] if ends else tokens
 

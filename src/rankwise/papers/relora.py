@@ -3,14 +3,15 @@
     every N / cycles steps:  W <- W + s B A;  A Kaiming, B = 0;  moments cut down;  learning rate up again from 0
 
 The rate follows the run's schedule times a warm-up after each restart ("jagged cosine"). Changed from the authors'
-code: the moments of what is not restarted, such as a head's, are kept.
+code: the moments of what is not restarted, such as a head's, are kept, and both moments of a value live or die together
+(after a restart A has no gradient for a step, and a mean without its mean square would throw it far away).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -101,17 +102,19 @@ class Relora(Strategy):
             group["lr"] *= self.warm(total)
 
     def _cut(self, host: Host, step: int) -> dict[str, dict[str, Tensor]]:
-        """Return the moments of the rule, by the parameter's name, cut down; counters stay."""
-        cut, live = CUTS[self.settings.moments], host.live()
+        """Return the moments of the rule, by the parameter's name, cut down; counters stay.
+
+        One mask for all moments of a parameter, by the first of them (the mean gradient): a mean that outlived its mean
+        square would be divided by nothing.
+        """
+        kept, live = KEEPS[self.settings.moments], host.live()
         found: dict[str, dict[str, Tensor]] = {}
         for name in self.names:
-            state: dict[str, Any] = self.rule.state.get(live[name], {})
+            state = {k: v for k, v in self.rule.state.get(live[name], {}).items() if isinstance(v, Tensor)}
+            own = [key for key, held in state.items() if held.shape == live[name].shape]
             rng = generator(self.seed, "prune", step, name)
-            found[name] = {
-                key: cut(held, self.settings.pruned, rng) if held.shape == live[name].shape else held.clone()
-                for key, held in state.items()
-                if isinstance(held, Tensor)
-            }
+            mask = kept(state[own[0]], self.settings.pruned, rng) if own else torch.ones(())
+            found[name] = {key: held * mask if key in own else held.clone() for key, held in state.items()}
         return found
 
     def state(self) -> dict[str, Tensor]:
@@ -124,18 +127,17 @@ class Relora(Strategy):
 
 
 def at_random(held: Tensor, pruned: float, rng: Generator) -> Tensor:
-    """Return `held` with entries set to zero, each with probability `pruned`."""
-    return held * (torch.rand(held.shape, generator=rng) >= pruned).to(held)
+    """Return 1 for entries that stay, each with probability 1 - `pruned`, and 0 for the others."""
+    return (torch.rand(held.shape, generator=rng) >= pruned).to(held)
 
 
 def largest(held: Tensor, pruned: float, rng: Generator) -> Tensor:
-    """Return `held` with all entries set to zero but the share 1 - `pruned` of largest magnitude."""
+    """Return 1 for the share 1 - `pruned` of entries of largest magnitude, and 0 for the others."""
     kept = held.numel() - int(pruned * held.numel())
-    index = held.abs().flatten().topk(kept).indices
-    return torch.zeros_like(held).flatten().index_copy(0, index, held.flatten()[index]).view_as(held)
+    return torch.zeros_like(held).flatten().index_fill(0, held.abs().flatten().topk(kept).indices, 1.0).view_as(held)
 
 
-CUTS: Mapping[str, Callable[[Tensor, float, Generator], Tensor]] = {"random": at_random, "magnitude": largest}
+KEEPS: Mapping[str, Callable[[Tensor, float, Generator], Tensor]] = {"random": at_random, "magnitude": largest}
 
 METHOD = Method(
     slug="relora",

@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from rankwise.learning.recipe import Method
-
-
-def rank_stabilised(scale: float, rank: int) -> float:
-    """Return alpha / sqrt(rank) for scale = alpha / rank.
-
-    >>> rank_stabilised(2.0, 16)
-    8.0
-    """
-    return scale * math.sqrt(rank)
+from rankwise.learning.recipe import Method, rank_stabilised
 
 
 METHOD = Method(

@@ -29,7 +29,7 @@ def matrix_chart(results: Mapping[str, Any]) -> altair.LayerChart:
     Colours run from 0 to 1 in every chart, so that charts can be compared; cells that were not measured stay blank.
     Raises UsageError where the extra `report` is not installed.
     """
-    alt = _altair()
+    alt = altair_module()
     cells = list(_cells(results))
     after, tasks = _rows(results), list(results["tasks"])
     base = alt.Chart(alt.Data(values=cells)).encode(
@@ -48,7 +48,7 @@ def matrix_chart(results: Mapping[str, Any]) -> altair.LayerChart:
         fontSize=13, font=FONT
     ).encode(text="text:N", color=ink)
     size = {"width": CELL * len(tasks), "height": CELL * 2 // 3 * len(after)}
-    return _styled(chart.properties(title=_title(results), **size))
+    return styled(chart.properties(title=_title(results), **size))
 
 
 def write(chart: altair.LayerChart, path: str | Path) -> None:
@@ -56,13 +56,23 @@ def write(chart: altair.LayerChart, path: str | Path) -> None:
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path}: cannot write a chart as {path.suffix!r}; {nearest(path.suffix, SUFFIXES)}")
-    _altair()
+    altair_module()
     path.parent.mkdir(parents=True, exist_ok=True)
     chart.save(str(path), scale_factor=PNG_SCALE if path.suffix == ".png" else 1.0)
 
 
-def _altair() -> Any:
-    for name in ("altair", "vl_convert"):  # the second draws for the first, which would miss it only when it writes
+DRAWS = ("altair", "vl_convert")
+"""What plots need: the second draws for the first, which would miss it only when it writes."""
+
+
+def possible() -> bool:
+    """Say whether what plots need is installed."""
+    return all(find_spec(name) is not None for name in DRAWS)
+
+
+def altair_module() -> Any:
+    """Return altair. Raises UsageError where the extra `report` is not installed."""
+    for name in DRAWS:
         if find_spec(name) is None:
             raise UsageError(f"plots need {name}; pip install 'rankwise[report]'")
     import altair
@@ -100,7 +110,8 @@ def _title(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _styled(chart: altair.LayerChart) -> altair.LayerChart:
+def styled(chart: altair.LayerChart) -> altair.LayerChart:
+    """Return a chart in the house's colours and type."""
     labels: dict[str, Any] = {
         "labelFont": FONT,
         "titleFont": FONT,

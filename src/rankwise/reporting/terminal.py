@@ -100,7 +100,9 @@ class Lines(Watch):
         silence, tenth = now - self.spoke, 10 * (done - self.told) >= self.steps
         if silence >= SPEAK_SECONDS or (tenth and silence >= HOLD_SECONDS):
             left = (now - self.began) / max(done - self.first, 1) * (self.steps - done)
-            self.note(f"  step {done}/{self.steps}  loss {loss:.3f}  {duration(left)} left")
+            until = f"{done}/{self.steps}" if done <= self.steps else str(done)  # a plan may take more steps
+            rest = f"  {duration(left)} left" if done <= self.steps else ""
+            self.note(f"  step {until}  loss {loss:.3f}{rest}")
             self.spoke, self.told = now, done
 
     def scored(self, name: str, scores: Sequence[float | None]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rankwise.adapters import Change, Sink
 from rankwise.config import TrainSettings
 from rankwise.errors import ConflictError
+from rankwise.models import Backbone
 from rankwise.objectives import Objective, Outputs
 from rankwise.streams import Batch, Split, Task
 
@@ -70,6 +71,11 @@ class Host(Protocol):
     @property
     def model(self) -> nn.Module:
         """The base, with its adapter on."""
+        ...
+
+    @property
+    def backbone(self) -> Backbone:
+        """The base with its encoder: what a batch's inputs mean to it."""
         ...
 
     @property
@@ -239,6 +245,10 @@ class Strategy:
     def context(self, host: Host, batch: Batch, step: int | None) -> Mapping[str, Any]:
         """Return fields of the context of a forward; `step` is None in evaluation."""
         return {}
+
+    def acting(self, host: Host, task: Task) -> tuple[str, ...] | None:
+        """Return the blocks that act on a task's test examples, told which task they are of; None: all."""
+        return None
 
     def terms(self, host: Host, step: int) -> Sequence[Term]:
         """Losses to add to this step (counted over the whole run)."""

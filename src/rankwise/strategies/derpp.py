@@ -38,9 +38,9 @@ class Reservoir:
         if not len(self.rows):
             self.scores = scores[:0]
         for row, score in zip(rows, scores, strict=True):
-            slot = self.offered if self.offered < self.size else self._slot()
+            slot = derive(self.seed, "reservoir", self.offered) % (self.offered + 1)
             self.offered += 1
-            if slot == len(self.rows):
+            if len(self.rows) < self.size:
                 self.rows, self.scores = torch.cat([self.rows, row[None]]), torch.cat([self.scores, score[None]])
             elif slot < self.size:
                 self.rows[slot], self.scores[slot] = row, score
@@ -49,9 +49,6 @@ class Reservoir:
         """Return up to `count` slots, without replacement, in the order of their tasks; a function of (seed, step)."""
         slots = torch.randperm(len(self.rows), generator=generator(self.seed, name, step))[:count]
         return slots[self.rows[slots, 0].argsort(stable=True)]
-
-    def _slot(self) -> int:
-        return derive(self.seed, "reservoir", self.offered) % (self.offered + 1)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class L2(Strategy):
         self.anchors = {name: tensor.to(live[name].device) for name, tensor in self.anchors.items()}
 
         def losses(_: object) -> Tensor:
-            return self.settings.strength * distance([live[name] for name in self.anchors], [*self.anchors.values()])
+            return self.settings.strength * distance([*live.values()], [self.anchors[name] for name in live])
 
         return (Term(self.name, None, losses),)
 

@@ -62,7 +62,7 @@ class Expansion(Strategy):
         """Start without records."""
         super().__init__(settings or ExpansionSettings(), seed)
         self.place = 0  # batch of the scan at which it goes on
-        self.records: dict[tuple[str, str], Tensor] = {}
+        self.records: dict[str, Tensor] = {}  # "site/label of the adapter" -> its last errors
         self.fresh: list[tuple[Tensor, Tensor]] = []  # (ids, errors) of the step under way
 
     def begin_task(self, host: Host, task: Task) -> None:
@@ -117,7 +117,7 @@ class Expansion(Strategy):
         host.add_up([sums])
         self.fresh.clear()
         for (site, blocks), errors in zip(sites, (sums[:, :-1] / sums[:, -1:]).T, strict=True):
-            key = (site.name, blocks.labels[0])
+            key = f"{site.name}/{blocks.labels[0]}"
             self.records[key] = torch.cat([self.records.get(key, errors[:0]), errors])[-self.settings.window :]
 
     def learning(self, host: Host) -> list[tuple[Site, Blocks]]:
@@ -153,7 +153,7 @@ class Expansion(Strategy):
         """Return |e - mu| / sigma [n, K] of mean tokens z [n, in]; 0 for descriptors with too few records."""
         found = form.errors(bank.view(), z)
         for k, label in enumerate(bank.labels):
-            seen = self.records.get((site, label), torch.empty(0)).to(found)
+            seen = self.records.get(f"{site}/{label}", torch.empty(0)).to(found)
             if len(seen) < FEWEST:
                 found[:, k] = 0
                 continue
@@ -167,14 +167,12 @@ class Expansion(Strategy):
 
     def state(self) -> dict[str, Tensor]:
         """Return the records and the scan's place."""
-        records = {f"{site}/{label}": errors for (site, label), errors in self.records.items()}
-        return {"place": torch.tensor(self.place), **records}
+        return {"place": torch.tensor(self.place), **self.records}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take both back."""
         self.place = int(state["place"])
-        named = {name: errors.cpu() for name, errors in state.items() if name != "place"}
-        self.records = {tuple(name.split("/", 1)): errors for name, errors in named.items()}
+        self.records = {name: errors.cpu() for name, errors in state.items() if name != "place"}
 
 
 def form_of(host: Host) -> Modular:

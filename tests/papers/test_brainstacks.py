@@ -1,0 +1,442 @@
+"""Brainstacks: rounds, projection, measured combinations, the router; on plain tensors, small models and toy domains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import domains
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rankwise.adapters import Change, Pair, adapter_of, banks_of, grow, using
+from rankwise.api import adapt
+from rankwise.learning.learner import Learner
+from rankwise.papers.brainstacks import Stacks, StackSettings, principal, project
+from rankwise.papers.brainstacks.outcomes import discover, one_hot, targets
+from rankwise.papers.brainstacks.router import Fitting, MetaRouter, fit, rebuilt, states_read
+from rankwise.seeds import generator
+from rankwise.streams import Task
+
+
+def randn(*shape: int, key: str) -> Tensor:
+    return torch.randn(*shape, generator=generator(0, key))
+
+
+# Combinations of domains, measured
+
+
+def synergy(single: list[float], pairs: dict[tuple[int, ...], float], none: float) -> Callable[[Tensor], Tensor]:
+    """Return losses of one example by the set of domains that act; sets not named lose a little on the best member."""
+
+    def of(row: Tensor) -> float:
+        acting = tuple(d for d, w in enumerate(row.tolist()) if w)
+        if not acting:
+            return none
+        return pairs.get(acting, min(single[d] for d in acting) + 0.001 * len(acting))
+
+    return lambda w: torch.tensor([of(row) for row in w])
+
+
+def test_the_search_finds_a_pair_that_helps_and_leaves_out_what_does_not():
+    losses = synergy([1.0, 1.2, 1.5], {(0, 2): 0.6, (0, 1): 0.995, (0, 1, 2): 0.595}, none=2.0)
+    chosen, best = discover(losses, 1, 3, 0.01)
+    assert chosen.tolist() == [[True, False, True]] and best.tolist() == pytest.approx([0.6])
+
+
+def test_an_example_that_every_domain_hurts_gets_none():
+    chosen, best = discover(synergy([1.0, 1.2], {}, none=0.5), 1, 2, 0.01)
+    assert not chosen.any() and best.tolist() == [0.5]
+
+
+def test_the_search_never_ends_above_the_bare_base_or_the_best_single_domain():
+    table = randn(16, 40, key="losses").abs()  # 4 domains: 16 combinations, 40 examples
+
+    def losses(w: Tensor) -> Tensor:
+        return table[(w * torch.tensor([8, 4, 2, 1])).sum(1).long(), torch.arange(40)]
+
+    chosen, best = discover(losses, 40, 4, 0.01)
+    assert (best <= table[0]).all() and all((best <= table[1 << d]).all() for d in range(4))
+    torch.testing.assert_close(losses(chosen.float()), best)
+    assert (best < torch.stack([table[1 << d] for d in range(4)]).min(0).values).any()
+
+
+def test_targets_lean_to_the_examples_own_domain():
+    wanted = targets(torch.tensor([[True, False], [False, False]]), 1, 0.2)
+    torch.testing.assert_close(wanted, torch.tensor([[0.8, 0.2], [0.0, 0.2]]))
+
+
+# The router
+
+
+def router(count: int = 3, dim: int = 8) -> MetaRouter:
+    torch.manual_seed(0)
+    return MetaRouter(dim, count, 16).eval()
+
+
+def test_padding_does_not_reach_the_router_and_domains_are_scored_apart():
+    made, h, tokens = router(), randn(4, 6, 8, key="h"), torch.ones(4, 6, dtype=torch.bool)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            made(torch.cat([h, 99 * h], 1), torch.cat([tokens, ~tokens], 1)), made(h, tokens), rtol=1e-5, atol=1e-5
+        )
+        before = made(h, tokens)
+        made.queries.weight[1] += randn(16, key="query")
+        after = made(h, tokens)
+    assert torch.equal(after[:, [0, 2]], before[:, [0, 2]]) and not torch.allclose(after[:, 1], before[:, 1])
+
+
+def test_the_temperature_is_kept_between_its_bounds():
+    made, h = router(), randn(4, 6, 8, key="h")
+    tokens = torch.ones(4, 6, dtype=torch.bool)
+    with torch.no_grad():
+        plain = made(h, tokens)
+        for log, factor in ((-9.0, 1 / 0.3), (9.0, 1 / 3.0)):
+            made.log_temperature.weight.fill_(log)
+            torch.testing.assert_close(made(h, tokens), plain * factor)
+
+
+def test_it_reads_the_middle_and_the_last_layer():
+    hidden = tuple(randn(2, 3, 4, key=str(i)) for i in range(5))
+    torch.testing.assert_close(states_read(hidden), 0.45 * hidden[2] + 0.55 * hidden[4])
+
+
+def test_it_learns_what_was_measured_as_a_function_of_the_seed():
+    domain = torch.arange(60) % 3
+    h = randn(3, 8, key="centres")[domain][:, None] + 0.3 * randn(60, 5, 8, key="noise")
+    tokens, wanted = torch.ones(60, 5, dtype=torch.bool), one_hot(60, 3, domain)
+    wanted[:, 0] = 1.0  # the first domain helps everywhere
+    how = Fitting(32, 40, 3e-3)
+    made = fit(h, tokens, wanted, how, 0)
+    again = fit(h, tokens, wanted, how, 0)
+    other = fit(h, tokens, wanted, how, 1)
+    with torch.no_grad():
+        p = made(h, tokens).sigmoid()
+    assert ((p > 0.5) == (wanted > 0.5)).float().mean() > 0.97
+    assert all(torch.equal(t, again.state_dict()[n]) for n, t in made.state_dict().items())
+    assert not torch.equal(made.last.weight, other.last.weight)
+    back = rebuilt({name: t.clone() for name, t in made.state_dict().items()})
+    assert torch.equal(back(h, tokens), made(h, tokens))
+
+
+# The projection
+
+
+def test_the_basis_is_orthonormal_and_spans_the_rows():
+    rows = randn(30, 4, key="low") @ randn(4, 12, key="rank")
+    basis = principal(rows, 64)
+    assert basis.shape == (12, 4)  # no more than the rows' rank
+    torch.testing.assert_close(basis.T @ basis, torch.eye(4), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rows @ basis @ basis.T, rows, rtol=1e-4, atol=1e-4)
+    dense = torch.eye(12) - basis @ basis.T
+    torch.testing.assert_close(dense @ dense, dense, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(dense, dense.T)
+    b = randn(12, 7, key="b")
+    expected = dense @ b
+    project(b, basis)
+    torch.testing.assert_close(b, expected, rtol=1e-4, atol=1e-5)
+    assert (basis.T @ b).norm() <= 1e-5 * b.norm()
+    assert principal(torch.zeros(5, 4), 2).shape == (4, 0)
+    assert principal(rows, 2).shape == (12, 2)
+
+
+def test_projecting_b_is_projecting_the_output_and_folding_in_the_end():
+    """The same course of training, in exact arithmetic: with weight decay, clipping and Adam's elementwise rule."""
+    basis, target = principal(randn(20, 8, key="written").double(), 3), randn(64, 8, key="target").double()
+    x, start = randn(64, 6, key="x").double(), randn(4, 6, key="A").double()
+    off = torch.eye(8).double() - basis @ basis.T
+
+    def course(inside: bool) -> Tensor:
+        a = nn.Parameter(start.clone())
+        b = nn.Parameter(torch.zeros(8, 4, dtype=torch.float64))
+        rule = torch.optim.AdamW([a, b], lr=1e-2, weight_decay=0.1)
+        for _ in range(30):
+            rule.zero_grad()
+            wide = x @ a.T @ b.T
+            (((wide if inside else wide @ off) - target) ** 2).mean().backward()
+            if inside:
+                assert b.grad is not None
+                project(b.grad, basis)
+            nn.utils.clip_grad_norm_([a, b], 0.05)
+            rule.step()
+            with torch.no_grad():
+                project(b, basis) if inside else None
+        return (b if inside else off @ b) @ a
+
+    torch.testing.assert_close(course(True), course(False), rtol=1e-9, atol=1e-11)
+
+
+# Stacks on a language model
+
+
+def llama() -> nn.Module:
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24, "vocab_size": 20}
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)).eval()
+
+
+def test_with_a_frozen_stack_below_every_expert_that_was_chosen_learns_from_the_first_step():
+    model = adapt(llama(), "brainstacks", rank=2, form={"balance": 0.0})
+    for name, (_, bank) in banks_of(model).items():
+        nn.init.normal_(bank.live["B"], std=0.3, generator=generator(0, name))
+    grow(model, [Change("freeze"), Change("append", "2", 2)], 0)
+    ids = torch.randint(0, 20, (4, 12), generator=generator(0, "ids"))
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    assert len(banks_of(model)) == 2 * 7
+    for name, (_, bank) in banks_of(model).items():
+        gradient = bank.live["B"].grad
+        assert gradient is not None and (gradient.view(gradient.shape[0], 4, 2).norm(dim=(0, 2)) > 0).all(), name
+
+
+def test_the_scale_is_rank_stabilised():
+    model = adapt(llama(), "brainstacks", rank=16)
+    form = adapter_of(model).branch
+    assert isinstance(form, Pair) and form.scale == 4.0 and not math.isclose(form.scale, 1.0)
+
+
+# The rounds
+
+
+class Scripted(Stacks):
+    """Stacks whose validation losses are given."""
+
+    script: list[float]
+
+    def look(self, host: Any) -> float:
+        self.best, loss = self.best, self.script.pop(0)
+        self.misses = 0 if loss < self.best else self.misses + 1
+        self.best = min(self.best, loss)
+        return loss
+
+
+def rounds(script: list[float], **settings: Any) -> int:
+    """Return after how many looks, one a step, a round ends."""
+    part = Scripted(StackSettings(eval_every=1, **settings))
+    part.script = list(script)
+    host: Any = type("Host", (), {"task": type("Task", (), {"validation": True})})
+    for look in range(1, len(script) + 1):
+        part.follow(host, look)
+        if part.enough(host):
+            return look
+    return 0
+
+
+def test_a_round_ends_on_a_spike_or_when_patience_is_out():
+    falling = [1 - 0.01 * i for i in range(9)]
+    assert rounds(falling) == 0
+    assert rounds([1.0, 0.5, 0.59, 0.61]) == 4  # more than 0.1 above the best
+    assert rounds([1.0, 0.9, 0.91, 0.92, 0.93, 0.94, 0.95], patience=4) == 6
+    assert rounds([1.0, 0.9, 0.91, 0.89, 0.92, 0.93, 0.94], patience=3) == 7  # a new best starts it anew
+
+
+@pytest.mark.parametrize(
+    ("losses", "goes_on"),
+    [([], True), ([0.9], True), ([0.9, 0.8], True), ([0.9, 0.899], False), ([0.9, 1.2], False), ([0.9, 0.8, 0.5], False)],
+)
+def test_there_is_another_round_while_the_last_one_paid(losses, goes_on):
+    part = Stacks(StackSettings(rounds=3))
+    host: Any = type("Host", (), {"rank": 4})
+    done = [{"phase": f"round {i}", "loss": loss} for i, loss in enumerate(losses)]
+    task: Any = type("Task", (), {"name": "a"})
+    phase = part.plan(host, task, done)
+    assert (phase is not None) is goes_on
+    if phase is not None:
+        assert [(c.op, c.label) for c in phase.changes] == [("freeze", ""), ("append", f"a#{len(losses) + 1}")]
+
+
+def test_without_validation_rows_all_rounds_are_done():
+    part = Stacks(StackSettings(rounds=2))
+    host: Any = type("Host", (), {"rank": 4})
+    task: Any = type("Task", (), {"name": "a"})
+    assert part.plan(host, task, [{"phase": "round 1"}]) is not None
+    assert part.plan(host, task, [{"phase": "round 1"}, {"phase": "round 2"}]) is None
+
+
+# Runs on the toy of domains
+
+SMALL = {"rounds": 2, "min_improvement": 0.0, "directions": 4, "eval_every": 5, "memory": 16, "width": 16}
+ADAPTER = {"rank": 2, "sites": ["mlp.fc1", "o_proj"], "form": {"experts": 3}, "dynamics": SMALL}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return domains.base(tmp_path_factory.mktemp("base") / "vit")
+
+
+def toy(base: Path, train: dict[str, Any] | None = None, **dynamics: Any) -> Callable[[], Learner]:
+    """Return what makes a learner over two domains of few rows."""
+    adapter = {**ADAPTER, "dynamics": {**SMALL, **dynamics}}
+    settings = {"steps": 12, "batch_size": 8, "lr": 1e-2, **(train or {})}
+    over = domains.stream(("A", "B"), train=16, validation=8, test=8)
+    return lambda: domains.learner(base, "brainstacks", over, adapter=adapter, train=settings)
+
+
+@pytest.fixture(scope="module")
+def learnt(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Learner, Path]:
+    """Learn both domains, routed."""
+    made, out = toy(base)(), tmp_path_factory.mktemp("run") / "run"
+    domains.learn(made, out)
+    return made, out
+
+
+def part_of(made: Learner) -> Stacks:
+    part = made.strategies[-1]
+    assert isinstance(part, Stacks)
+    return part
+
+
+def features(made: Learner, task: Task, **context: Any) -> Tensor:
+    """Return the features of a task's test rows under a context of one's own."""
+
+    def one(batch: Any) -> Tensor:
+        with using(made.model, **{"mix": None, **context}):
+            return made.forward(batch).features
+
+    return made.each(task.test, one)
+
+
+def test_each_domain_has_a_stack_a_round_and_all_are_frozen(learnt):
+    made, _ = learnt
+    for _, bank in banks_of(made.model).values():
+        assert bank.labels[0] == "A#1" and "B#1" in bank.labels and set(bank.labels) <= {"A#1", "A#2", "B#1", "B#2"}
+        assert not any(block.live for block in bank.blocks)
+
+
+def test_earlier_stacks_stay_to_the_bit(learnt):
+    first, second = domains.task_ends(learnt[1])
+    names = [name for name in first if name.startswith("sites/") and name.endswith((".A", ".router", ".noise"))]
+    assert names
+    for name in names:
+        assert torch.equal(second[name][: len(first[name])], first[name])
+
+
+def test_later_stacks_write_nothing_where_earlier_ones_do(learnt):
+    made, _ = learnt
+    part, later = part_of(made), [label for label, d in part_of(made).labels(made).items() if d]
+    assert set(part.bases) == set(banks_of(made.model)) and later
+    for name, (_, bank) in banks_of(made.model).items():
+        b = bank.view(later)["B"]
+        assert b.norm() > 1e-3 and (part.bases[name].T @ b).norm() <= 1e-5 * b.norm()
+
+
+def test_without_directions_later_stacks_do_write_there(base, learnt, tmp_path):
+    made = toy(base, directions=0, mode="ungated")()
+    domains.learn(made, tmp_path / "run")
+    part = part_of(learnt[0])
+    energies = []
+    for name, (_, bank) in banks_of(made.model).items():
+        b = bank.view([label for label in bank.labels if label.startswith("B")])["B"]
+        energies.append(float((part.bases[name].T @ b).square().sum() / b.square().sum()))
+    assert max(energies) > 1e-2 and not part_of(made).bases
+
+
+def test_weights_of_one_domain_are_a_model_of_its_stacks_alone(learnt):
+    made, _ = learnt
+    part, task = part_of(made), made.tasks[0]
+    for d in range(2):
+        own = tuple(label for label, domain in part.labels(made).items() if domain == d)
+        mix = part.mixture(made, one_hot(len(task.test), 2, d))
+        torch.testing.assert_close(features(made, task, mix=mix), features(made, task, blocks=own), rtol=1e-5, atol=1e-5)
+    none = part.mixture(made, torch.zeros(len(task.test), 2))
+    assert torch.equal(features(made, task, mix=none), features(made, task, blocks=()))
+
+
+def test_the_router_decides_in_evaluation_and_its_small_weights_are_none(learnt):
+    made, _ = learnt
+    part, task = part_of(made), made.tasks[1]
+    batch = made.examples(torch.tensor([[1, 0], [1, 1], [1, 2]]))
+    w = part.weights(made, batch)
+    assert w.shape == (3, 2) and ((w == 0) | (w > part.settings.gate)).all()
+    mix = made.context(batch, None)["mix"]
+    assert set(mix) == set(part.labels(made)) and torch.equal(mix["B#1"], w[:, 1])
+    assert "mix" not in made.context(batch, 0)  # a step of training sees all stacks
+    before = part.settings
+    part.settings = replace(before, gate=1.0, floor=0.0)
+    assert torch.equal(made.features(task.test), features(made, task, blocks=()))
+    part.settings = replace(before, gate=1.0, floor=0.2)
+    assert torch.equal(part.weights(made, batch), torch.tensor([[0.2, 0.0]] * 3))
+    part.settings = before
+
+
+def test_the_router_reads_the_bare_base(learnt):
+    made, _ = learnt
+    part, batch = part_of(made), made.examples(torch.tensor([[0, 0], [0, 1]]))
+    before = part.weights(made, batch)
+    with using(made.model, blocks=("B#1",)):
+        assert torch.equal(part.weights(made, batch), before)
+
+
+def test_told_the_domain_its_answers_never_change_again(base, tmp_path):
+    made = toy(base, mode="oracle")()
+    progress = domains.learn(made, tmp_path / "run")
+    part = part_of(made)
+    assert made.blocks_for(made.tasks[0]) == tuple(label for label, d in part.labels(made).items() if d == 0)
+    assert made.blocks_for(made.tasks[1]) == tuple(part.labels(made))
+    alone = toy(base, mode="oracle")()
+    with pytest.raises(domains.Stop):
+        domains.learn(alone, tmp_path / "alone", domains.Stopping(len(part.labels(made)) * 12))
+    first = domains.task_ends(tmp_path / "run")[0]
+    again = toy(base, mode="oracle")()
+    again.restore(first, _values(tmp_path / "run", 1))
+    now, then = made.features(made.tasks[0].test, made.blocks_for(made.tasks[0])), again.features(again.tasks[0].test)
+    torch.testing.assert_close(now, then, rtol=1e-6, atol=1e-6)
+    assert progress.rows[1][0] is not None and part.artefact() == {}
+
+
+def _values(out: Path, tasks: int) -> Any:
+    from rankwise.learning.ledger import Ledger
+
+    ledger = Ledger(out)
+    return ledger.read(ledger.task_ends()[tasks])[1]["learner"]
+
+
+def test_a_round_leaves_its_best_values(base, tmp_path, monkeypatch):
+    made = toy(base, train={"steps": 10}, rounds=1)()
+    part, script, seen = part_of(made), [0.5, 0.9], []
+    real = Stacks.look
+
+    def look(self: Stacks, host: Any) -> float:
+        seen.append({name: p.detach().clone() for name, p in host.live().items()})
+        monkeypatch.setattr(host, "each", lambda split, do: torch.tensor([script[len(seen) - 1]]))
+        try:
+            return real(self, host)
+        finally:
+            monkeypatch.undo()
+            monkeypatch.setattr(Stacks, "look", look)
+
+    monkeypatch.setattr(Stacks, "look", look)
+    part.settings = replace(part.settings, spike=1.0)
+    made.begin_task(made.tasks[0])
+    phase = part.plan(made, made.tasks[0], [])
+    assert phase is not None
+    made.enter_phase(phase)
+    for value in (1.0, 2.0):
+        with torch.no_grad():
+            for parameter in made.live().values():
+                parameter.fill_(value)
+        part.steps += 5
+        part.enough(made)
+    assert part.end_phase(made, phase) == {"loss": 0.5}
+    assert all((p == 1.0).all() for p in made.live().values()) and len(seen) == 2
+
+
+def test_a_run_stopped_in_any_round_ends_as_if_it_had_not_been(base, tmp_path):
+    make = toy(base, train={"steps": 7, "snapshot_seconds": 0})
+    whole = domains.learn(make(), tmp_path / "whole")
+    parts, sittings = domains.in_sittings(make, tmp_path / "parts", 5)
+    assert sittings > 3 and parts.rows == whole.rows and parts.validation == whole.validation
+    for one, two in zip(domains.task_ends(tmp_path / "whole"), domains.task_ends(tmp_path / "parts"), strict=True):
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_router_is_saved_beside_the_adapter(digits):
+    dynamics = {"width": 8, "memory": 8, "rounds": 1, "epochs": 1}
+    run = digits("brainstacks", adapter={"rank": 1, "sites": ["mlp.fc1"], "dynamics": dynamics})
+    saved = load_file(str(run.path / "adapter" / "brainstacks.safetensors"))
+    assert saved["queries.weight"].shape == (len(run.results["tasks"]) + 1, 8)

@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	echo "building $(VENV) with $$("$$chosen" --version) (a few minutes, once)"; \
 	"$$chosen" -m venv "$(VENV)"; \
 	"$(BIN)/python" -m pip install -q -c constraints.txt torch; \
-	"$(BIN)/python" -m pip install -q -c constraints.txt -e ".[text,report,dev]"; \
+	"$(BIN)/python" -m pip install -q -c constraints.txt -e ".[text,report,quant,dev]"; \
 	touch "$(STAMP)"
 
 install: $(STAMP) ## build the virtual environment (VENV, default .venv)

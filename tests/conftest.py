@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
+NEEDS = {"qlora": "bitsandbytes"}
+"""Method -> the package its defaults need."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is asked of a method whose extra is not installed."""
+    for item in items:
+        asked = set(item.name.partition("[")[2].removesuffix("]").split("-")) if "[" in item.name else set()
+        for method, package in NEEDS.items():
+            if method in asked and importlib.util.find_spec(package) is None:
+                item.add_marker(pytest.mark.skip(reason=f"{package} (extra `quant`) is not installed"))
 
 
 @pytest.fixture(scope="session")

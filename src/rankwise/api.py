@@ -362,7 +362,8 @@ def _writing(learner: Learner, ledger: Ledger) -> AbstractContextManager[None]:
 
 def base_record(backbone: Backbone) -> dict[str, str]:
     """Return what a run and its adapter say of the base they belong to."""
-    return {"name": backbone.name, "fingerprint": backbone.fingerprint}
+    quantize = {} if backbone.quantize is None else {"quantize": backbone.quantize}
+    return {"name": backbone.name, "fingerprint": backbone.fingerprint, **quantize}
 
 
 def _whole_paths(config: Config, root: Path) -> Config:

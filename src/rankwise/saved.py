@@ -12,7 +12,7 @@ from rankwise.errors import StorageError, UsageError
 from rankwise.files import load_json
 from rankwise.learning import connectivity, past
 from rankwise.learning.ledger import Ledger
-from rankwise.models import Backbone, fingerprint, load_backbone
+from rankwise.models import Backbone, dequantise, fingerprint, load_backbone
 from rankwise.storage import MANIFEST, read_folder
 from rankwise.surgery.peft import is_peft
 from rankwise.surgery.plain import write_plain
@@ -88,6 +88,7 @@ def merge_saved(
 
     """
     backbone, adapter = learnt(Path(path), base)
+    dequantise(backbone.module)
     plain = api.merge(backbone.module, blocks=blocks) if is_adapted(backbone.module) else backbone.module
     others = {} if is_peft(adapter) else read_folder(adapter, kind=store.KIND)
     head = {name: file.read_bytes() for name, file in others.items() if name not in MERGED}
@@ -115,7 +116,8 @@ def learnt(path: Path, base: str | None = None) -> tuple[Backbone, Path]:
             raise UsageError(f"{path.parent}: is not finished, so it left no adapter; `rankwise resume {path.parent}`")
         backbone = api.backbone_of(config)
     else:
-        backbone = load_backbone(base or _named_base(path))
+        named, quantize = _named_base(path) if base is None else (base, None)
+        backbone = load_backbone(named, quantize=quantize)
     if (path / "base.safetensors").is_file():
         backbone.module.load_state_dict(load_tensors(read_folder(path, kind=store.KIND)["base.safetensors"]))
     else:
@@ -123,11 +125,11 @@ def learnt(path: Path, base: str | None = None) -> tuple[Backbone, Path]:
     return backbone, path
 
 
-def _named_base(path: Path) -> str:
-    """Return the name of the base that a saved adapter was learnt on."""
+def _named_base(path: Path) -> tuple[str, str | None]:
+    """Return the name of the base that a saved adapter was learnt on, and how it was quantised."""
     peft = is_peft(path)
     record = load_json(path / ("adapter_config.json" if peft else "adapter.json"))
     name = record.get("base_model_name_or_path") if peft else record["base"].get("name")
     if not name:
         raise UsageError(f"{path}: does not name the base it was learnt on; give --base")
-    return name
+    return name, None if peft else record["base"].get("quantize")

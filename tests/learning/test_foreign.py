@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import rankwise
 from rankwise.errors import ConflictError, UsageError
 from rankwise.learning.foreign import Hooks, as_batch
+from rankwise.strategies import STRATEGIES
 from rankwise.tensors import load_tensors, save_tensors
 
 
@@ -135,6 +136,7 @@ def test_a_strategy_that_asks_for_what_the_loop_has_not_is_told_so():
             (lambda: hooks.features(hooks.task.train), "does not give features"),
             (lambda: hooks.each(hooks.task.train, lambda batch: batch.ids), "does not give rows"),
             (lambda: hooks.rehearse(batch, ()), "does not give remembered examples"),
+            (lambda: hooks.backbone, "does not give a base that encodes raw inputs"),
             (lambda: hooks.batch, "does not give the examples of its steps"),
             (lambda: hooks.train, "does not give settings of training"),
             (lambda: hooks.rank, "does not give a rank"),
@@ -320,3 +322,25 @@ def test_a_strategy_that_needs_more_is_refused_before_anything_is_trained(name, 
     refused = pytest.raises(ConflictError, match=message)
     with refused, rankwise.learning(model, name, optimizer=optimizer, **{name: settings}):
         pass
+
+
+WORK = {"ewc", "l2", "ema"}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_works_or_is_refused_before_the_first_step(name):
+    model, optimizer = model_and_optimizer()
+    before = values(model)
+    learnt = rankwise.learning(model, name, optimizer=optimizer, losses=each_loss)
+    if name not in WORK:
+        with pytest.raises(ConflictError, match=f"'{name}'"), learnt:
+            pass
+        assert all(torch.equal(a, b) for a, b in zip(values(model), before, strict=True))
+        return
+    with learnt as hooks:
+        for task in (1, 2):
+            learn(model, optimizer, task)
+            hooks.end_task(data(task))
+            if task == 1:
+                hooks.begin_task()
+    assert hooks.step == 6 and all(bool(torch.isfinite(tensor).all()) for tensor in hooks.state().values())

@@ -172,12 +172,12 @@ def test_what_protects_the_past_works_on_answers_in_words(asked, tmp_path, metho
 
 
 def test_what_needs_a_score_for_each_class_is_refused_by_name(asked):
-    with pytest.raises(ConflictError, match=r"der\+\+.*answers in words"):
-        rankwise.run(asked("llama", strategy=[{"kind": "der++"}]))
+    with pytest.raises(ConflictError, match=r"derpp.*answers in words"):
+        rankwise.run(asked("llama", strategy=[{"kind": "derpp"}]))
 
 
 @pytest.mark.slow
-def test_stories260k_learns_to_name_topics(shared, tmp_path):
+def test_stories260k_learns_the_form_of_an_answer(shared, tmp_path):
     config = Path(__file__).parents[2] / "benchmarks" / "streams" / "instructions.toml"
     few = ["stream.train_limit=400", "stream.test_limit=100", "train.epochs=2", "stream.first_tasks=1"]
     results = rankwise.run(config, out=tmp_path / "run", overrides=few).results

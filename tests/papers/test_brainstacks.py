@@ -1,4 +1,4 @@
-"""Brainstacks: rounds, projection, measured combinations, the router; on plain tensors, small models and toy domains."""
+"""Brainstacks: rounds, projection, measured combinations, the router; on tensors, small models and toy domains."""
 
 from __future__ import annotations
 
@@ -109,18 +109,17 @@ def test_it_reads_the_middle_and_the_last_layer():
 
 def test_it_learns_what_was_measured_as_a_function_of_the_seed():
     domain = torch.arange(60) % 3
-    h = randn(3, 8, key="centres")[domain][:, None] + 0.3 * randn(60, 5, 8, key="noise")
+    h = randn(3, 8, key="centres")[domain][:, None] + randn(5, 8, key="places") + 0.3 * randn(60, 5, 8, key="noise")
     tokens, wanted = torch.ones(60, 5, dtype=torch.bool), one_hot(60, 3, domain)
     wanted[:, 0] = 1.0  # the first domain helps everywhere
-    how = Fitting(32, 40, 3e-3)
-    made = fit(h, tokens, wanted, how, 0)
-    again = fit(h, tokens, wanted, how, 0)
-    other = fit(h, tokens, wanted, how, 1)
+    made = fit(h, tokens, wanted, Fitting(32, 40, 1e-2), 0)
     with torch.no_grad():
         p = made(h, tokens).sigmoid()
     assert ((p > 0.5) == (wanted > 0.5)).float().mean() > 0.97
-    assert all(torch.equal(t, again.state_dict()[n]) for n, t in made.state_dict().items())
-    assert not torch.equal(made.last.weight, other.last.weight)
+    torch.manual_seed(1)  # the generator outside has no say
+    one, two, other = (fit(h, tokens, wanted, Fitting(8, 2, 1e-2), seed) for seed in (0, 0, 1))
+    assert all(torch.equal(t, two.state_dict()[n]) for n, t in one.state_dict().items())
+    assert not torch.equal(one.last.weight, other.last.weight)
     back = rebuilt({name: t.clone() for name, t in made.state_dict().items()})
     assert torch.equal(back(h, tokens), made(h, tokens))
 
@@ -237,7 +236,14 @@ def test_a_round_ends_on_a_spike_or_when_patience_is_out():
 
 @pytest.mark.parametrize(
     ("losses", "goes_on"),
-    [([], True), ([0.9], True), ([0.9, 0.8], True), ([0.9, 0.899], False), ([0.9, 1.2], False), ([0.9, 0.8, 0.5], False)],
+    [
+        ([], True),
+        ([0.9], True),
+        ([0.9, 0.8], True),
+        ([0.9, 0.899], False),
+        ([0.9, 1.2], False),
+        ([0.9, 0.8, 0.5], False),
+    ],
 )
 def test_there_is_another_round_while_the_last_one_paid(losses, goes_on):
     part = Stacks(StackSettings(rounds=3))
@@ -245,7 +251,7 @@ def test_there_is_another_round_while_the_last_one_paid(losses, goes_on):
     done = [{"phase": f"round {i}", "loss": loss} for i, loss in enumerate(losses)]
     task: Any = type("Task", (), {"name": "a"})
     phase = part.plan(host, task, done)
-    assert (phase is not None) is goes_on
+    assert (phase is not None) is bool(goes_on)
     if phase is not None:
         assert [(c.op, c.label) for c in phase.changes] == [("freeze", ""), ("append", f"a#{len(losses) + 1}")]
 
@@ -342,7 +348,9 @@ def test_weights_of_one_domain_are_a_model_of_its_stacks_alone(learnt):
     for d in range(2):
         own = tuple(label for label, domain in part.labels(made).items() if domain == d)
         mix = part.mixture(made, one_hot(len(task.test), 2, d))
-        torch.testing.assert_close(features(made, task, mix=mix), features(made, task, blocks=own), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            features(made, task, mix=mix), features(made, task, blocks=own), rtol=1e-5, atol=1e-5
+        )
     none = part.mixture(made, torch.zeros(len(task.test), 2))
     assert torch.equal(features(made, task, mix=none), features(made, task, blocks=()))
 
@@ -378,9 +386,6 @@ def test_told_the_domain_its_answers_never_change_again(base, tmp_path):
     part = part_of(made)
     assert made.blocks_for(made.tasks[0]) == tuple(label for label, d in part.labels(made).items() if d == 0)
     assert made.blocks_for(made.tasks[1]) == tuple(part.labels(made))
-    alone = toy(base, mode="oracle")()
-    with pytest.raises(domains.Stop):
-        domains.learn(alone, tmp_path / "alone", domains.Stopping(len(part.labels(made)) * 12))
     first = domains.task_ends(tmp_path / "run")[0]
     again = toy(base, mode="oracle")()
     again.restore(first, _values(tmp_path / "run", 1))
@@ -427,9 +432,9 @@ def test_a_round_leaves_its_best_values(base, tmp_path, monkeypatch):
 
 
 def test_a_run_stopped_in_any_round_ends_as_if_it_had_not_been(base, tmp_path):
-    make = toy(base, train={"steps": 7, "snapshot_seconds": 0})
+    make = toy(base, train={"steps": 6, "snapshot_seconds": 0}, eval_every=2, epochs=2)
     whole = domains.learn(make(), tmp_path / "whole")
-    parts, sittings = domains.in_sittings(make, tmp_path / "parts", 5)
+    parts, sittings = domains.in_sittings(make, tmp_path / "parts", 4)
     assert sittings > 3 and parts.rows == whole.rows and parts.validation == whole.validation
     for one, two in zip(domains.task_ends(tmp_path / "whole"), domains.task_ends(tmp_path / "parts"), strict=True):
         assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)

@@ -50,7 +50,7 @@ def weight_reader(module: nn.Module, site: Site) -> Callable[[], Tensor]:
 
 @torch.no_grad()
 def edit(model: nn.Module, site: Site, entry: Mapping[str, Tensor]) -> None:
-    """Add to the base's weight at `site`, in place, and write it into the ledger.
+    """Change the base's weight at `site`, in place, and write it into the ledger.
 
     A site's entries never hold more numbers than its weight does: where they would, the weight takes their place.
 
@@ -58,34 +58,60 @@ def edit(model: nn.Module, site: Site, entry: Mapping[str, Tensor]) -> None:
         model: an adapted model.
         site: where.
         entry: {"up": [out, r], "down": [r, in]} adds their product, {"update": [out, in]} adds it as it is, and
-            {"weight": as the module lays it out} takes the place of what is there.
+            {"weight": [out, in]} takes the place of what is there.
 
     Raises:
-        UsageError: the weight cannot take it (quantised).
+        UsageError: the weight cannot take it (quantised, or another shape), or it is no entry.
 
     """
     owner = owner_of(model, site)
     weight = _writable(owner.base, site)
     entry = {name: tensor.detach().clone() for name, tensor in entry.items()}
+    _check_entry(site, entry)
     rows = slice(None) if site.rows is None else slice(*site.rows)
     part = weight[:, rows] if site.kind == "transposed" else weight[rows]
     if "weight" in entry:
-        part.copy_(entry["weight"])
+        owner.origins.setdefault(site.name, read_weight(owner.base, site))
+        part.copy_(ALGEBRAS[site.kind].add(entry["weight"], weight))
     else:
-        update = entry["update"] if "update" in entry else entry["up"] @ entry["down"]
+        update = _added(entry)
         exact = torch.promote_types(part.dtype, update.dtype)
         part.copy_(part.to(exact) + ALGEBRAS[site.kind].add(update, weight).to(part.device, exact))
-    _enter(owner, site, entry, part)
+    _enter(owner, site, entry)
 
 
-def _enter(owner: Adapted, site: Site, entry: dict[str, Tensor], part: Tensor) -> None:
-    """Write `entry` into the ledger, or, if the site's entries outgrow it, its weight `part` as it is now."""
-    others = [(name, other) for name, other in owner.edits if name != site.name]
-    own = [other for name, other in owner.edits if name == site.name]
-    if sum(tensor.numel() for other in (*own, entry) for tensor in other.values()) > part.numel():
-        owner.edits[:] = [*others, (site.name, {"weight": part.clone()})]
-    else:
+def _check_entry(site: Site, entry: Mapping[str, Tensor]) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in entry.items()}
+    whole, rank = (site.n_out, site.n_in), shapes.get("down", (0,))[0]
+    forms = ({"update": whole}, {"weight": whole}, {"up": (site.n_out, rank), "down": (rank, site.n_in)})
+    if shapes not in forms:
+        raise UsageError(f"edit of {site.name!r}: {shapes} changes no weight {list(whole)}; save the adapter again")
+
+
+def _added(entry: Mapping[str, Tensor]) -> Tensor:
+    return entry["update"] if "update" in entry else entry["up"] @ entry["down"]
+
+
+def _enter(owner: Adapted, site: Site, entry: dict[str, Tensor]) -> None:
+    """Write `entry` into the ledger, or, if the site's entries outgrow its weight, that as it is now."""
+    own = [*(other for name, other in owner.edits if name == site.name), entry]
+    if sum(tensor.numel() for each in own for tensor in each.values()) <= site.n_out * site.n_in:
         owner.edits.append((site.name, entry))
+        return
+    now = read_weight(owner.base, site)
+    if site.name not in owner.origins:
+        owner.origins[site.name] = now - sum(_added(each).to(now) for each in own)
+    others = [(name, other) for name, other in owner.edits if name != site.name]
+    owner.edits[:] = [*others, (site.name, {"weight": now.to(_writable(owner.base, site).dtype)})]
+
+
+def moved(owner: Adapted, site: Site) -> list[Mapping[str, Tensor]]:
+    """Return the edits at `site` as what each added: {"up", "down"} or {"update"}, a weight as its difference."""
+    found: list[Mapping[str, Tensor]] = []
+    for entry in (entry for name, entry in owner.edits if name == site.name):
+        weight = entry.get("weight")
+        found.append(entry if weight is None else {"update": weight.float() - owner.origins[site.name].float()})
+    return found
 
 
 def ledger(model: nn.Module) -> dict[str, Tensor]:
@@ -116,6 +142,7 @@ def forget_edits(model: nn.Module) -> None:
     adapter_of(model).laid.clear()
     for module in adapted_modules(model).values():
         module.edits.clear()
+        module.origins.clear()
 
 
 @torch.no_grad()

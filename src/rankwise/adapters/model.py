@@ -79,7 +79,8 @@ class Adapted(nn.Module):
         self.sites = tuple(sites)
         self.banks = nn.ModuleList(Bank(adapter.branch.specs(site), "rank", adapter.shared) for site in sites)
         self._adapter = [adapter]  # in a list, so that a copy of the module shares it with its siblings only
-        self.edits: list[tuple[str, dict[str, Tensor]]] = []  # (site, what was added to the base's weight), in order
+        self.edits: list[tuple[str, dict[str, Tensor]]] = []  # (site, what changed the base's weight), in order
+        self.origins: dict[str, Tensor] = {}  # site -> its weight before all edits, where an entry took its place
         self.register_forward_hook(_call_me)
 
     def __getattr__(self, name: str) -> Any:

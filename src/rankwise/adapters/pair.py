@@ -66,7 +66,7 @@ class Pair(Branch):
     def mixed(
         self, z: Tensor, x: Tensor, blocks: Blocks, context: Context, site: Site, module: nn.Module, training: bool
     ) -> Tensor:
-        """Return the coefficients [..., R] of the values, from the responses z [..., R]: what the gate makes of them."""
+        """Return the coefficients [..., R] of the values: what the gate makes of the responses z [..., R]."""
         return self.gate(z, x, blocks, context, site, training)
 
     def plain(self, blocks: Blocks, site: Site) -> tuple[Tensor, Tensor, float]:

@@ -83,5 +83,5 @@ def _read(path: Path, weight: Tensor) -> Spectrum:
 
 def _digest(weight: Tensor) -> str:
     digest = hashlib.sha256("x".join(map(str, weight.shape)).encode())
-    digest.update(weight.reshape(-1).view(torch.uint8).numpy().data)
+    digest.update(weight.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -28,6 +28,9 @@ class ModelSettings(Section):
     """Commit, tag or branch on the hub; give a commit for a run that can be repeated."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Only for sources you trust as you trust a program."""
+    quantize: Literal["nf4"] | None = None
+    """nf4: hold linear weights in 4 bits (an eighth of the memory; slower on a CPU), dequantised for each product. It
+    needs the extra `quant`. Default: float32."""
 
 
 class AdapterSettings(Section):

@@ -37,9 +37,8 @@ def barrier(losses: Sequence[float], alphas: Sequence[float]) -> float:
 
 def distance(theta_a: Values, theta_b: Values) -> float:
     """Return the Euclidean distance over all elements of all tensors."""
-    return float(
-        torch.stack([(tensor - theta_b[name]).square().sum() for name, tensor in theta_a.items()]).sum().sqrt()
-    )
+    squares = [(tensor - theta_b[name]).square().sum() for name, tensor in theta_a.items()]
+    return float(torch.stack(squares).sum().sqrt())
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
@@ -111,7 +110,10 @@ def _after(learner: Learner, saved: Ledger, task: Task) -> tuple[dict[str, Tenso
     """Put the learner where it stood after `task`; return the values that answered, and what structure they have."""
     ends: Mapping[int, Path] = saved.task_ends()
     if task.index + 1 not in ends:
-        raise StorageError(f"{saved.path}: no snapshot of the end of {task.name!r}; `rankwise resume {saved.path}`")
+        raise StorageError(
+            f"{saved.path}: no snapshot of the end of {task.name!r}: it was not learnt (yet), or the snapshot is gone; "
+            f"`rankwise log {saved.path}` lists those there are"
+        )
     tensors, values = saved.read(ends[task.index + 1])
     learner.restore(tensors, values["learner"])
     copy = learner.deployed() or learner.snapshot()

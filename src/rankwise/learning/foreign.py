@@ -26,6 +26,7 @@ Losses = Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
 BEYOND: Mapping[str, str] = {
     "optimizer": "takes over the rule of the optimiser",
     "context": "sets what each forward reads",
+    "acting": "chooses the blocks that act",
     "own": "changes the losses of new examples",
     "rehearsed": "changes the losses of remembered examples",
     "plan": "plans the phases of a task",

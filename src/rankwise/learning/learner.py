@@ -17,7 +17,7 @@ from rankwise.config import Config, TrainSettings
 from rankwise.errors import ConflictError, UsageError
 from rankwise.learning import passes, state
 from rankwise.learning.processes import Processes
-from rankwise.learning.recipe import Method, check_phases
+from rankwise.learning.recipe import Method, check_base, check_phases
 from rankwise.learning.rules import keep_moments, optimizers_of, rule_of
 from rankwise.learning.step import EMPTY
 from rankwise.models import Backbone
@@ -66,6 +66,7 @@ class Learner:
         `strategies` come in config order, the method's dynamics last.
         """
         check_phases(method.phases)
+        check_base(method, config)
         adapter = method.live == "adapter"
         self.growth = method.grows(config.adapter)
         setting = Setting(method.order == "stream", method.oracle, adapter, method.live != "head", self.growth)
@@ -83,10 +84,6 @@ class Learner:
         self._adapt(branch)
         backbone.module.to(processes.device)
         objective.to(processes.device)
-        if config.train.shard_base and method.live == "base":
-            raise ConflictError(f"train.shard_base and method {method.slug!r}, whose base learns; remove shard_base")
-        if config.train.shard_base and method.edits_base:
-            raise ConflictError(f"train.shard_base and method {method.slug!r}, which edits the base; remove shard_base")
         if processes.sharded and objective.writes:
             raise ConflictError(
                 f"train.shard_base and objective.kind = {config.objective.kind!r}: answers differ in length, and "

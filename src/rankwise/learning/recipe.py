@@ -11,8 +11,8 @@ from torch import nn
 
 from rankwise.adapters import Branch, Gate, Identity, Init, Pair, Site, pick_sites
 from rankwise.adapters.inits import KAIMING
-from rankwise.config import AdapterSettings
-from rankwise.errors import UsageError
+from rankwise.config import AdapterSettings, Config
+from rankwise.errors import ConflictError, UsageError
 from rankwise.strategies import Phase, Strategy
 
 Identities = Literal["exact", "close", "moves"]
@@ -107,3 +107,15 @@ def check_phases(phases: Sequence[Phase]) -> None:
     """Refuse phases that do not make up a task."""
     if not phases or abs(sum(phase.share for phase in phases) - 1) > 1e-9:
         raise UsageError(f"phases take {[phase.share for phase in phases]} of a task's steps; the shares must sum to 1")
+
+
+def check_base(method: Method, config: Config) -> None:
+    """Refuse a base whose weights change where they are spread over processes or held in 4 bits, and both at once."""
+    spread, held = config.train.shard_base, config.model.quantize is not None
+    settings = {"train.shard_base": spread, f"model.quantize = {config.model.quantize!r}": held}
+    for setting in (setting for setting, on in settings.items() if on):
+        changes = "whose base learns" if method.live == "base" else "which edits the base" if method.edits_base else ""
+        if changes:
+            raise ConflictError(f"{setting} and method {method.slug!r}, {changes}; remove {setting.partition(' ')[0]}")
+    if spread and held:
+        raise ConflictError("train.shard_base and model.quantize: 4-bit weights cannot be spread; remove one of them")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rankwise.config import TrainSettings
 from rankwise.errors import UsageError
+from rankwise.models import Backbone
 from rankwise.objectives import Objective, Outputs
 from rankwise.streams import Batch, Split, Task
 
@@ -26,6 +27,11 @@ class Withheld:
     def objective(self) -> Objective:
         """Refuse: what the task asks is the loop's own."""
         self._refuse("an objective; it takes its own losses")
+
+    @property
+    def backbone(self) -> Backbone:
+        """Refuse: how raw inputs become features is the loop's own."""
+        self._refuse("a base that encodes raw inputs")
 
     @property
     def batch(self) -> Batch:

@@ -43,6 +43,8 @@ class Backbone:
     """The part of `module` whose states are pooled; None: all of it."""
     folder: Path | None = None
     """Where it was loaded from."""
+    quantize: str | None = None
+    """Kind of the 4-bit weights it computes with; None: as they were loaded."""
 
     def encode(self, inputs: Sequence[Any] | Tensor) -> dict[str, Tensor]:
         """Turn raw inputs into a batch on the CPU: `pixel_values` [N, 3, H, W], or `input_ids` and masks [N, T].

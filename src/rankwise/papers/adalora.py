@@ -180,5 +180,6 @@ METHOD = Method(
     init=Init("adalora", factors),
     dynamics=Adalora,
     parameters="rank * (in + out + 1) a site",
+    peft="converted",
     defaults={"adapter": {"rank": 12}},
 )

@@ -1,4 +1,4 @@
-"""Dark experience replay with one LoRA through the stream: stored examples keep their scores and their labels."""
+"""Dark replay with one LoRA through the stream: stored examples keep their scores and their labels."""
 
 from __future__ import annotations
 

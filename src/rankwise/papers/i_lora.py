@@ -1,4 +1,4 @@
-"""I-LoRA: a fast LoRA learns, a slow one follows by interpolation, teaches on replay and is deployed (arXiv 2402.18865).
+"""I-LoRA: a fast LoRA learns, a slow one follows by interpolation, teaches, and is deployed (arXiv 2402.18865).
 
     L = CE(x, y)                                                     in the first task
     L = 1/2 [CE(x, y) + CE(x', y')] + gamma mean (h(x'; fast) - h(x'; slow))^2        after it

@@ -65,6 +65,7 @@ METHOD = Method(
     identity_at_creation="moves",
     identity_at_append="moves",
     parameters="rank * rank a site; rank * (rank + in + out) stored",
+    peft="converted",
     refuses=("more ranks than the weight has singular values", "selecting single ranks of a block"),
     defaults={"adapter": {"form": {"fixed": ["A", "B"]}}, "train": {"lr": 4e-3}},
 )

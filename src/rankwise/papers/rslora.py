@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rankwise.learning.recipe import Method, rank_stabilised
 
-
 METHOD = Method(
     slug="rslora",
     title="rsLoRA: scaled by alpha / sqrt(rank)",

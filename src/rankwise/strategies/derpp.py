@@ -1,4 +1,4 @@
-"""Dark experience replay (arXiv 2004.07211): remembered examples are held to the scores they once had, and to labels.
+"""Dark replay (DER++, arXiv 2004.07211): remembered examples are held to the scores they once had, and to labels.
 
 The form of Mammoth, by the paper's authors: two independent draws a step, scores stored at the step that saw the
 example, a reservoir fed at every step. With beta = 0 this is DER.

@@ -28,9 +28,9 @@ class Record:
         self.path, self.plan = folder / NAME, plan
         self.cells: list[dict[str, Any]] = []
         begun = [*folder.glob("*/config.toml"), *folder.glob(f"{TUNING}/*/config.toml")]
-        saved = load_json(self.path, LARGEST) if self.path.exists() else {"cells": []}
+        saved: dict[str, Any] = load_json(self.path, LARGEST) if self.path.exists() else {"cells": [], "plan": {}}
         if saved["cells"] or begun:  # a sweep of which nothing was learnt (a file was missing) may be asked anew
-            _refuse_other(saved.get("plan", {}), json.loads(json.dumps(plan.record())), self.path)
+            _refuse_other(saved["plan"], json.loads(json.dumps(plan.record())), self.path)
             self.cells = saved["cells"]
 
     def find(self, cell: Cell) -> dict[str, Any] | None:

@@ -39,7 +39,7 @@ def discover(losses: Losses, count: int, domains: int, threshold: float) -> tupl
 
 def targets(chosen: Tensor, domain: int, prior: float) -> Tensor:
     """Return what the router shall answer [n, D]: the measured choice, drawn by `prior` to the examples' own domain."""
-    return ((1 - prior) * chosen.float() + prior * one_hot(*chosen.shape, domain)).clamp(0, 1)
+    return ((1 - prior) * chosen.float() + prior * one_hot(len(chosen), chosen.shape[1], domain)).clamp(0, 1)
 
 
 def one_hot(count: int, domains: int, which: int | Tensor) -> Tensor:

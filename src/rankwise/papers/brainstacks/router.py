@@ -96,7 +96,9 @@ def fit(h: Tensor, tokens: Tensor, wanted: Tensor, how: Fitting, seed: int) -> M
     return router
 
 
-def _step(router: MetaRouter, rule: torch.optim.Optimizer, h: Tensor, tokens: Tensor, wanted: Tensor, push: float) -> None:
+def _step(
+    router: MetaRouter, rule: torch.optim.Optimizer, h: Tensor, tokens: Tensor, wanted: Tensor, push: float
+) -> None:
     rule.zero_grad()
     logits = router(h, tokens)
     undecided = (0.3 - (logits.sigmoid() - 0.5).abs()).clamp_min(0).mean()

@@ -195,7 +195,8 @@ METHOD = Method(
     identity_at_append="moves",
     mergeable=False,
     peft=None,
-    parameters="rank * (in + out + 1) + out a site and adapter; (latent + 1) * (2 * in + 1) more where it may expand",
+    parameters="rank * (in + out + 1) + out + (latent + 1) * (2 * in + 1) a site and adapter; without the last term "
+    "where it may not expand",
     refuses=("merge: hidden units and router depend on the input", "embedding and convolution sites: no feature row"),
     defaults={"adapter": {"sites": "mlp-span", "rank": 16}},
 )

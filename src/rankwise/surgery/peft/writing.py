@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rankwise.adapters import Bank, Branch, Site, adapter_of, bare, read_weight
 from rankwise.adapters.dora import MAGNITUDE, Dora
+from rankwise.adapters.edits import moved
 from rankwise.adapters.model import Adapted, adapted_modules
 from rankwise.errors import UsageError
 from rankwise.files import write_file
@@ -84,13 +85,13 @@ def _acts(module: Adapted) -> bool:
 def _one_lora(branch: Branch, module: Adapted) -> Lora:
     """Return the LoRA of all blocks and edits on one module; all its parts have the scale of the first."""
     sites = [site for site, _ in module.pairs()]
+    if any(bank.size for _, bank in module.pairs()):
+        branch.refuse_unless_linear()
     if any(site.reads for site in sites):
         raise UsageError(f"{sites[0].name!r} reads the input of another module, which no LoRA of PEFT does")
     pieces = [(site, *_factors(branch, site, bank)) for site, bank in module.pairs() if bank.size]
     scale = pieces[0][3] if pieces else 1.0
-    pieces += [
-        (site, *_edited(site, entry), 1.0) for site in sites for name, entry in module.edits if name == site.name
-    ]
+    pieces += [(site, *_edited(site, entry), 1.0) for site in sites for entry in moved(module, site)]
     lengths = _lengths(branch, module) if isinstance(branch, Dora) else {}
     if len(pieces) == 1 and sites[0].rows is None:
         return Lora(sites[0], {"A": pieces[0][1], "B": pieces[0][2], **lengths}, scale)

@@ -1,0 +1,215 @@
+"""I-LoRA: the slow copy keeps more than replay alone, a line of low loss joins tasks, and the copy must move."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rankwise.claims.harness.claim import Claim, Threshold
+from rankwise.claims.toys.domains import base, learn, learner
+from rankwise.learning.connectivity import Values, barrier, connectivity_path
+from rankwise.learning.learner import Learner
+from rankwise.learning.metrics import backward_transfer, final_average
+from rankwise.learning.run import Watch
+from rankwise.seeds import generator
+from rankwise.streams import Split, Stream, Task
+
+DOMAINS, LABELS, BUFFER, STEPS = 5, 6, 60, 100
+ROWS = {"train": 80, "test": 40}
+REPLAY: dict[str, Any] = {"kind": "replay", "size": BUFFER, "batch_size": 0, "average": True}
+CONSISTENCY = {"kind": "consistency", "weight": 2.0}
+PARTS: Mapping[str, list[dict[str, Any]]] = {
+    "sequential": [],
+    "ER": [REPLAY],
+    "ER + EMA": [REPLAY, {"kind": "ema", "decay": 0.99}],
+    "I-LoRA": [REPLAY, {"kind": "ema", "decay": 0.99}, CONSISTENCY],
+    "stuck": [REPLAY, {"kind": "ema", "decay": 1.0, "warmup": False}, CONSISTENCY],
+}
+"""Name -> what is put around one LoRA of rank 8."""
+ALPHAS = tuple(i / 10 for i in range(11))
+WORSE, RIDGE = -0.5, 0.1
+"""Points that the best point of a line may be below its better end, and the largest barrier over the gap."""
+
+
+def images(seed: int, domain: int, label: int, part: str) -> Tensor:
+    """Draw uint8 images [n, 8, 8]: what a label looks like is another thing in each domain."""
+    pattern, mark = (
+        torch.randn(8, 8, generator=generator(seed, *keys)).sign()
+        for keys in (("domain", domain), ("label", domain, label))
+    )
+    noise = torch.randn(ROWS[part], 8, 8, generator=generator(seed, "noise", domain, label, part))
+    return (128 + 40 * pattern + 25 * mark + 25 * noise).clamp(0, 255).round().to(torch.uint8)
+
+
+def stream(seed: int, domains: int = DOMAINS) -> Stream:
+    """Return the stream: the same six labels in one domain after another."""
+
+    def split(domain: int, part: str) -> Split:
+        rows = torch.cat([images(seed, domain, label, part) for label in range(LABELS)])
+        labels = torch.arange(LABELS).repeat_interleave(ROWS[part])
+        return Split(rows, labels, torch.arange(len(labels)))
+
+    classes = tuple(range(LABELS))
+    tasks = [Task(f"domain-{d}", d, classes, split(d, "train"), None, split(d, "test")) for d in range(domains)]
+    return Stream("labels", "domain-incremental", "image", tuple(map(str, classes)), tuple(tasks), {"seed": seed})
+
+
+def made(
+    folder: Path,
+    seed: int,
+    parts: Sequence[Mapping[str, Any]],
+    domains: int = DOMAINS,
+    start: int | None = None,
+    **train: Any,
+) -> Learner:
+    """Return the learner of one LoRA with `parts` around it, drawn from `start` (default: `seed`); the head answers."""
+    tables: dict[str, Any] = {
+        "strategy": list(parts),
+        "objective": {"head": "linear", "classes": "seen", "predict": "head"},
+        "train": {"steps": STEPS, "lr": 1e-2, **train},
+    }
+    return learner(base(folder), "lora", stream(seed, domains), seed=seed if start is None else start, **tables)
+
+
+@cache
+def scored(name: str, seed: int) -> tuple[float, float]:
+    """Return final average and backward transfer of one of PARTS, in points."""
+    with tempfile.TemporaryDirectory() as place:
+        rows = learn(made(Path(place) / "base", seed, PARTS[name]), Path(place) / "run").rows
+    return 100 * (final_average(rows) or 0.0), 100 * (backward_transfer(rows) or 0.0)
+
+
+@cache
+def fast_copy(seed: int) -> float:
+    """Return the final average of the fast copy of I-LoRA, in points."""
+    with tempfile.TemporaryDirectory() as place:
+        one = made(Path(place) / "base", seed, PARTS["I-LoRA"])
+        learn(one, Path(place) / "run")
+        one.strategies = tuple(part for part in one.strategies if part.deployed() is None)
+        return 100 * sum(one.objective.score(one, task, task.test) or 0.0 for task in one.tasks) / DOMAINS
+
+
+def keeps(seed: int) -> dict[str, float]:
+    """Measure claim 1."""
+    points = {name: scored(name, seed) for name in ("sequential", "ER", "ER + EMA", "I-LoRA")}
+    ours = points["I-LoRA"]
+    return {
+        "I-LoRA - sequential": ours[0] - points["sequential"][0],
+        "BWT: I-LoRA - ER": ours[1] - points["ER"][1],
+        "I-LoRA - ER": ours[0] - points["ER"][0],
+        "slow copy - fast copy": ours[0] - fast_copy(seed),
+        **{f"final average, {name}": final for name, (final, _) in points.items()},
+        **{f"BWT, {name}": moved for name, (_, moved) in points.items()},
+    }
+
+
+def stuck(seed: int) -> dict[str, float]:
+    """Measure claim 3."""
+    with tempfile.TemporaryDirectory() as place:
+        rows = learn(made(Path(place) / "base", seed, [], steps=1, lr=1e-12), Path(place) / "run").rows
+    never, untouched = scored("stuck", seed)[0], 100 * (final_average(rows) or 0.0)
+    return {"|stuck copy - base|": abs(never - untouched), "stuck copy": never, "base": untouched}
+
+
+class Ends(Watch):
+    """Keeps what had been learnt after each task."""
+
+    def __init__(self, of: Learner) -> None:
+        """Watch this learner."""
+        self.of, self.values = of, list[dict[str, Tensor]]()
+
+    def scored(self, name: str, scores: Sequence[float | None]) -> None:
+        """Keep a copy."""
+        self.values.append(dict(self.of.snapshot().tensors))
+
+
+def two_tasks(seed: int, start: int) -> tuple[Learner, list[dict[str, Tensor]]]:
+    """Learn the first two tasks of `seed` with replay, from the draws of `start`; return what was learnt after each."""
+    with tempfile.TemporaryDirectory() as place:
+        one = made(Path(place) / "base", seed, PARTS["ER"], domains=2, start=start)
+        ends = Ends(one)
+        learn(one, Path(place) / "run", ends)
+    return one, ends.values
+
+
+def line(one: Learner, theta_a: Values, theta_b: Values) -> tuple[float, float]:
+    """Return, on the line from a to b: the best mean score inside over the better end's, in points; and the barrier of
+    the loss on task 1 over the gap of that loss between the ends."""
+    scores, losses = [], []
+    for values in connectivity_path(theta_a, theta_b, ALPHAS):
+        one.put(values)
+        scores.append(100 * sum(one.objective.score(one, task, task.test) or 0.0 for task in one.tasks) / 2)
+        first = one.tasks[0]
+        losses.append(float(one.each(first.test, lambda batch: one.losses(batch, one.tasks[0].classes)).mean()))
+    gap = abs(losses[-1] - losses[0])
+    return max(scores[1:-1]) - max(scores[0], scores[-1]), barrier(losses, ALPHAS) / gap
+
+
+def joined(seed: int) -> dict[str, float]:
+    """Measure claim 2: the line between two tasks of a run, and between runs that share no draw of the factors."""
+    one, (first, second) = two_tasks(seed, seed)
+    gain, ridge = line(one, first, second)
+    _, (strange, _) = two_tasks(seed, seed + 1000)
+    strange_gain, strange_ridge = line(one, strange, second)
+    return {
+        "best between the ends - better end": gain,
+        "barrier on task 1 / gap of the ends": ridge,
+        "strangers do as well": float(strange_gain >= WORSE and strange_ridge < RIDGE),
+        "strangers: best between - better end": strange_gain,
+        "strangers: barrier on task 1 / gap": strange_ridge,
+    }
+
+
+SOURCE = "arXiv 2402.18865"
+TOY = (
+    "5 domains of images with the same 6 labels, which look different in each, LoRA of rank 8 on a small random "
+    "transformer, 100 steps a task, buffer of 60"
+)
+
+CLAIMS = (
+    Claim(
+        "i-lora",
+        "1",
+        "the slow copy keeps more than replay alone",
+        SOURCE,
+        f"{TOY}: I-LoRA ends at least 10 points above sequential LoRA and at least 4 above replay; its backward "
+        "transfer is at most 1 point below that of replay; its slow copy is at least 2 points above its fast one.",
+        (
+            Threshold("I-LoRA - sequential", ">=", 10),
+            Threshold("BWT: I-LoRA - ER", ">=", -1),
+            Threshold("I-LoRA - ER", ">=", 4),
+            Threshold("slow copy - fast copy", ">=", 2),
+        ),
+        keeps,
+    ),
+    Claim(
+        "i-lora",
+        "2",
+        "a line of low loss joins what a run was after one task and after the next",
+        SOURCE,
+        f"{TOY}, two tasks with replay: on the line between the values after task 1 and after task 2, the best mean "
+        "score is at most 0.5 points below that of the better end, and the barrier of the loss on task 1 is below 10 % "
+        "of its gap between the ends; for ends of two runs with different draws of the factors, not both are so.",
+        (
+            Threshold("best between the ends - better end", ">=", WORSE),
+            Threshold("barrier on task 1 / gap of the ends", "<", RIDGE),
+            Threshold("strangers do as well", "<", 0.5),
+        ),
+        joined,
+    ),
+    Claim(
+        "i-lora",
+        "3",
+        "a slow copy that never moves answers like the base",
+        SOURCE,
+        f"{TOY}: with lambda = 1 the slow copy is within 1 point of the model before any learning.",
+        (Threshold("|stuck copy - base|", "<=", 1),),
+        stuck,
+    ),
+)

@@ -148,21 +148,29 @@ def refusal(cell: Cell) -> str | None:
     """Run a cell whole, and again with a stop in the middle; return why it was refused, None if it was not.
 
     Raises:
-        AssertionError: the resumed run differs, or is refused without a name, or after it has begun.
+        AssertionError: the resumed run differs, or the refusal names no strategy.
 
     """
     try:
         learner = learner_of(cell)
     except UsageError as error:
-        named = [name for name in cell.strategies if f"'{name}'" in str(error)]
-        assert named or not cell.strategies, f"{cell}: the refusal names no strategy: {error}"
-        return str(error)
+        return named(cell, error)
     with tempfile.TemporaryDirectory() as folder:
         whole, parted = Memory(Path(folder)), Memory(Path(folder))
-        done = run(learner, whole, Watch())  # pyright: ignore[reportArgumentType]
+        try:
+            done = run(learner, whole, Watch())  # pyright: ignore[reportArgumentType]
+        except UsageError as error:
+            return f"at the start of a task, when it shows: {named(cell, error)}"
         assert done.total >= 2, f"{cell}: {done.total} steps"
         assert resumed(cell, parted, done.total // 2 + 1) == whole.left(), f"{cell}: the resumed run differs"
     return None
+
+
+def named(cell: Cell, error: UsageError) -> str:
+    """Return the text of a refusal, which must name a strategy of the cell."""
+    kinds = [part["kind"] for part in cell.config["strategy"]]
+    assert not kinds or any(f"'{kind}'" in str(error) for kind in kinds), f"{cell}: it names no strategy: {error}"
+    return str(error)
 
 
 def resumed(cell: Cell, ledger: Memory, stop: int) -> tuple[list[str], bytes]:
@@ -182,7 +190,10 @@ def outcome(cell: Cell) -> tuple[list[str], bytes] | str:
         return str(error)
     with tempfile.TemporaryDirectory() as folder:
         ledger = Memory(Path(folder))
-        run(learner, ledger, Watch())  # pyright: ignore[reportArgumentType]
+        try:
+            run(learner, ledger, Watch())  # pyright: ignore[reportArgumentType]
+        except UsageError as error:
+            return str(error)
         return ledger.left()
 
 
@@ -231,9 +242,7 @@ def page(found: Mapping[Cell, str | None]) -> str:
             notes.append(reason)
         return f"[{notes.index(reason) + 1}]"
 
-    rows = [
-        [f"`{m}`", *(mark(Cell(m, () if name == ALONE else (name,))) for name in names)] for m in papers.slugs()
-    ]
+    rows = [[f"`{m}`", *(mark(Cell(m, () if name == ALONE else (name,))) for name in names)] for m in papers.slugs()]
     table = [["method", *(name if name == ALONE else f"`{name}`" for name in names)], ["---"] * (len(names) + 1), *rows]
     lines = [f"| {' | '.join(row)} |" for row in table]
     listed = [f"{i}. {' '.join(note.split())}" for i, note in enumerate(notes, start=1)]
@@ -244,7 +253,8 @@ HEAD = """# What goes with what
 
 Written by `benchmarks/composition.py`; do not edit. Each cell is a run of two tasks on a tiny vision transformer: it
 trains, is stopped in the middle, resumes from its snapshot and ends with the same bits as a run that was not stopped
-(yes), or is refused before anything is trained, by an error that names the strategy and the reason (a number).
+(yes), or is refused by an error that names the strategy and the reason (a number): before anything is trained, unless
+the reason says otherwise.
 `consistency` runs beside `replay` and `ema`, which it needs.
 
 Strategies act in the order of their names, whatever the order in a config, so two of them give the same bits both ways.

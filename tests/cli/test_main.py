@@ -16,7 +16,7 @@ from rankwise.errors import RankwiseError
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 COMMANDS = (
-    *("demo", "run", "resume", "log", "evaluate", "undo", "merge", "export"),
+    *("demo", "run", "resume", "log", "evaluate", "path", "undo", "merge", "export"),
     *("sweep", "compare", "methods", "show", "schema"),
 )
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy", "sklearn")

@@ -38,6 +38,8 @@ PAIRS = [(a, b) for i, a in enumerate(STRATEGIES) for b in list(STRATEGIES)[i + 
 
 
 def holds(method: str, name: str) -> str | None:
+    if "quantize" in papers.method(method).defaults.get("model", {}):
+        pytest.importorskip("bitsandbytes")
     return composition().refusal(composition().Cell(method, (name,) if name else ()))
 
 

@@ -36,6 +36,11 @@ def block(host: Stand) -> list[Change]:
     return [Change("append", host.task.name, RANK)]
 
 
+def bases(host: Stand) -> list[Tensor]:
+    """Return copies of the base's two weights."""
+    return [host.model.get_parameter(f"{i}.base.weight").detach().clone() for i in (0, 2)]
+
+
 def loss(host: Stand, step: int) -> Tensor:
     return (host.model(randn(8, WIDTH, key=f"x{step}")) - randn(8, 10, key=f"y{step}")).square().mean()
 
@@ -177,14 +182,14 @@ def test_every_task_starts_where_the_base_is_to_the_bit():
 
 def test_the_base_moves_by_the_folded_update_alone_of_no_more_ranks_than_survive():
     host, dynamics = started(steps=100, lr=5e-3), part(kappa_max=0.05)
-    before = [m.base.weight.detach().clone() for m in (host.model[0], host.model[2])]
+    before = bases(host)
     host.begin(0, dynamics, block(host))
     run(host, dynamics)
     branch = Pair(Importance())
     updates = [branch.dense(bank.view(), site, lambda: before[0]) for site, bank in banks_of(host.model).values()]
     host.end(dynamics)
-    for module, old, update, kept in zip((host.model[0], host.model[2]), before, updates, dynamics.kept, strict=True):
-        moved = module.base.weight.detach() - old
+    for now, old, update, kept in zip(bases(host), before, updates, dynamics.kept, strict=True):
+        moved = now - old
         torch.testing.assert_close(moved, update, rtol=0, atol=1e-6)
         assert torch.linalg.matrix_rank(moved, atol=1e-5) <= kept < RANK
     assert all(bank.size == 0 for _, bank in banks_of(host.model).values())
@@ -192,9 +197,9 @@ def test_the_base_moves_by_the_folded_update_alone_of_no_more_ranks_than_survive
 
 def test_a_site_may_lose_all_of_its_ranks():
     host, dynamics = started(steps=20), part(kappa_max=5.0)
-    plain = host.model[0].base.weight.detach().clone()
+    plain = host.model.get_parameter("0.base.weight").detach().clone()
     host.learn(0, dynamics, lambda step: loss(host, step), after=block(host))
-    assert dynamics.kept.tolist() == [0, 0] and torch.equal(host.model[0].base.weight, plain)
+    assert dynamics.kept.tolist() == [0, 0] and torch.equal(host.model.get_parameter("0.base.weight"), plain)
 
 
 def test_importances_may_start_alike():

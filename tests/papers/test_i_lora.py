@@ -122,7 +122,9 @@ def test_the_gradient_of_a_later_step_is_that_of_the_papers_loss(lab, form):
     outputs = learner.forward(old.batch, hidden=True)
     old_loss = learner.objective.losses(outputs, old.batch, learner.seen).mean()
     slow = learner.under(learner.deployed(), lambda: learner.forward(old.batch, hidden=True)).hidden
-    gaps = [h - s if form == "mse" else h - torch.maximum(h.detach(), s) for h, s in zip(outputs.hidden, slow)]
+    gaps = [
+        h - s if form == "mse" else h - torch.maximum(h.detach(), s) for h, s in zip(outputs.hidden, slow, strict=True)
+    ]
     mse = torch.stack([gap.square().mean() for gap in gaps]).mean()
     live = list(learner.live().values())
     wanted = torch.autograd.grad(0.5 * (new_loss + old_loss) + mse, live)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from pools import randn
@@ -20,7 +22,7 @@ def model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(WIDTH, OUT), nn.Tanh(), nn.Linear(OUT, 6))
 
 
-def trained(steps: int = 20, **settings: float) -> nn.Module:
+def trained(steps: int = 20, **settings: Any) -> nn.Module:
     adapted = adapt(model(), "lora-xs", rank=RANK, **settings)
     rule = torch.optim.Adam([p for p in adapted.parameters() if p.requires_grad], 1e-1)
     for _ in range(steps):

@@ -23,14 +23,14 @@ def test_its_recipe_is_a_growing_lora_with_the_penalty():
 def test_the_scale_is_that_of_one_block_however_many_there_are():
     model = adapt(nn.Sequential(nn.Linear(6, 5, bias=False)), "o-lora", rank=2)
     (_, bank), *_ = banks_of(model).values()
-    x, expected = torch.randn(3, 6), model[0].base.weight.detach().clone()
+    x, expected = torch.randn(3, 6), model.get_parameter("0.base.weight").detach().clone()
     for task in range(3):
         if task:
             grow(model, [Change("freeze"), Change("append", f"task {task}", 2)], 0)
         nn.init.normal_(bank.live["B"])
         expected += 4.0 * bank.live["B"].detach() @ bank.live["A"].detach()
     torch.testing.assert_close(model(x), x @ expected.T, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(merge(model)[0].weight, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(merge(model).get_parameter("0.weight"), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_old_blocks_keep_their_bits_and_all_are_stored(digits):

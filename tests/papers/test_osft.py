@@ -56,6 +56,11 @@ def weights(host: Stand) -> dict[str, Tensor]:
     return found
 
 
+def bases(host: Stand) -> list[Tensor]:
+    """Return copies of the base's two weights."""
+    return [host.model.get_parameter(f"{i}.base.weight").detach().clone() for i in (0, 2)]
+
+
 def high(bank: Bank) -> tuple[Tensor, Tensor]:
     return bank.fixed.tensors()["U_h"][0], bank.fixed.tensors()["V_h"][0]
 
@@ -88,11 +93,13 @@ def test_the_split_model_computes_what_the_base_did():
 
 def test_the_base_keeps_the_strong_directions_and_the_block_the_weak_ones():
     host = started()
-    weight = host.model[0].base.weight.detach().clone()
+    weight = host.model.get_parameter("0.base.weight").detach().clone()
     host.begin(0, part())
     u, s, vh = torch.linalg.svd(weight, full_matrices=False)
     (_, bank), *_ = banks_of(host.model).values()
-    torch.testing.assert_close(host.model[0].base.weight, u[:, :KEPT] * s[:KEPT] @ vh[:KEPT], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        host.model.get_parameter("0.base.weight"), u[:, :KEPT] * s[:KEPT] @ vh[:KEPT], rtol=0, atol=1e-5
+    )
     torch.testing.assert_close(bank.live["w"], s[KEPT:], rtol=1e-5, atol=1e-5)
     low = bank.live["B"] * bank.live["w"] @ bank.live["A"]
     torch.testing.assert_close(low, u[:, KEPT:] * s[KEPT:] @ vh[KEPT:], rtol=0, atol=1e-5)
@@ -131,7 +138,7 @@ def test_after_every_step_the_factors_are_orthogonal_to_the_kept_ones_which_keep
     host, dynamics = started(), part()
     host.begin(0, dynamics)
     kept = {name: [t.clone() for t in high(bank)] for name, (_, bank) in banks_of(host.model).items()}
-    base = [m.base.weight.detach().clone() for m in (host.model[0], host.model[2])]
+    base = bases(host)
     for step in range(20):
         host.step(dynamics, loss(host, step))
         for name, (_, bank) in banks_of(host.model).items():
@@ -139,7 +146,7 @@ def test_after_every_step_the_factors_are_orthogonal_to_the_kept_ones_which_keep
             assert (u.T @ bank.live["B"]).norm() < 1e-6 * bank.live["B"].norm()
             assert (bank.live["A"] @ v.T).norm() < 1e-6 * bank.live["A"].norm()
             assert torch.equal(u, kept[name][0]) and torch.equal(v, kept[name][1])
-    assert all(torch.equal(m.base.weight, w) for m, w in zip((host.model[0], host.model[2]), base, strict=True))
+    assert all(torch.equal(now, then) for now, then in zip(bases(host), base, strict=True))
 
 
 def test_protected_inputs_get_the_same_answer_as_before():

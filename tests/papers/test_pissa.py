@@ -31,16 +31,16 @@ def train(adapted: nn.Module, steps: int = 5) -> None:
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_the_base_is_left_with_the_small_singular_values(scale):
     plain = model()
-    s = torch.linalg.svdvals(plain[0].weight.detach())
+    s = torch.linalg.svdvals(plain.get_parameter("0.weight").detach())
     adapted = adapt(plain, "pissa", rank=RANK, scale=scale)
-    left = torch.linalg.svdvals(adapted[0].base.weight.detach())  # pyright: ignore[reportIndexIssue]
+    left = torch.linalg.svdvals(adapted.get_parameter("0.base.weight").detach())
     assert float(left.square().sum()) == pytest.approx(float(s[RANK:].square().sum()), rel=1e-4)
     torch.testing.assert_close(left[: OUT - RANK], s[RANK:], rtol=1e-4, atol=1e-5)
 
 
 def test_the_singular_values_are_shared_evenly_between_both_factors():
     plain = model()
-    s = torch.linalg.svdvals(plain[0].weight.detach())[:RANK]
+    s = torch.linalg.svdvals(plain.get_parameter("0.weight").detach())[:RANK]
     (_, bank), *_ = banks_of(adapt(plain, "pissa", rank=RANK)).values()
     a, b = bank.live["A"].detach(), bank.live["B"].detach()
     torch.testing.assert_close(a @ a.T, torch.diag(s), rtol=1e-4, atol=1e-5)
@@ -79,7 +79,7 @@ def test_it_is_saved_beside_the_untouched_base(tmp_path):
 
 def test_a_second_block_takes_the_strongest_directions_that_are_left():
     adapted = adapt(model(), "pissa", rank=RANK)
-    s = torch.linalg.svdvals(model()[0].weight.detach())
+    s = torch.linalg.svdvals(model().get_parameter("0.weight").detach())
     grow(adapted, [Change("freeze"), Change("append", "2", RANK)], 0)
     (_, bank), *_ = banks_of(adapted).values()
     a = bank.live["A"].detach()

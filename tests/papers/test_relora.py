@@ -59,10 +59,12 @@ def test_a_restart_changes_no_answer_and_starts_a_fresh_block():
 
 
 def test_the_update_outgrows_the_rank_of_a_block():
-    host, start = started(), started().model[0].base.weight.detach().clone()
+    host, start = started(), started().model.get_parameter("0.base.weight").detach().clone()
     run(host, part())
     bank = bank_of(host)
-    whole = host.model[0].base.weight.detach() - start + bank.live["B"].detach() @ bank.live["A"].detach()
+    whole = (
+        host.model.get_parameter("0.base.weight").detach() - start + bank.live["B"].detach() @ bank.live["A"].detach()
+    )
     assert torch.linalg.matrix_rank(whole, rtol=1e-3) == 3 * RANK
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import pytest
 import torch
 
-from rankwise.strategies import ReplaySettings
+from rankwise.adapters import Change
 from rankwise.errors import ConflictError
-from rankwise.strategies import STRATEGIES, Replay, Setting, Strategy, check_together
-from rankwise.strategies.base import Mode
+from rankwise.strategies import STRATEGIES, Replay, ReplaySettings, Setting, Strategy, check_together
+from rankwise.strategies.base import Host, Mode
 
 
 class Adds(Strategy):
@@ -67,3 +67,37 @@ def test_rehearsal_beside_blocks_of_their_own_is_refused():
     check_together([replay], Setting())
     with pytest.raises(ConflictError, match="strategy 'replay' and oracle = true.*remove 'replay'"):
         check_together([replay], Setting(oracle=True))
+
+
+class Needs(Strategy):
+    name = "needs"
+    needs = frozenset({"replay buffer"})
+
+
+class Reshapes(Strategy):
+    name = "reshapes"
+
+    def changes(self, host: Host, step: int) -> Sequence[Change]:
+        return ()
+
+
+class Steady(Strategy):
+    name = "steady"
+
+    def misfit(self, setting: Setting) -> str | None:
+        return f"{setting.reshaper!r}, which moves; remove one" if setting.reshaper else None
+
+
+@pytest.mark.parametrize("order", [(Needs, Replay), (Replay, Needs)])
+def test_what_one_needs_another_must_write(order):
+    check_together([replay() if kind is Replay else kind() for kind in order], Setting())
+    with pytest.raises(ConflictError, match="strategy 'needs' needs the replay buffer of another strategy"):
+        check_together([Needs(), Adds()], Setting())
+
+
+@pytest.mark.parametrize("order", [(Steady, Reshapes), (Reshapes, Steady)])
+def test_a_part_that_changes_the_structure_is_told_to_the_others(order):
+    with pytest.raises(ConflictError, match="strategy 'steady' and 'reshapes', which moves"):
+        check_together([kind() for kind in order], Setting())
+    check_together([Steady(), Adds()], Setting())
+    assert Reshapes.reshapes() and not Steady.reshapes()

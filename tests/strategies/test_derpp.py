@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lab import begin, ends, events, learn, left, same, steps, terms_of
+from lab import begin, ends, events, learn, left, same, terms_of
 from scipy.stats import chi2
 from torch import Tensor
 

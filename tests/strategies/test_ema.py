@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lab import begin, ends, left, learn, steps, values
+from lab import begin, ends, learn, left, steps, values
 from safetensors.torch import load_file
 
 from rankwise.adapters import banks_of

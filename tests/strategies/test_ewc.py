@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -252,7 +252,9 @@ def test_it_holds_factors_atoms_and_whole_bases_on_images_and_texts(lab, tmp_pat
     assert [set(e["losses"]) for e in events(out, "step")] == [{"classify"}] * 2 + [{"classify", "ewc"}] * 2
 
 
-@pytest.mark.parametrize("settings", [{"mode": "offline", "estimator": "batch"}, {"estimator": "sampled", "decay": 0.5}])
+@pytest.mark.parametrize(
+    "settings", [{"mode": "offline", "estimator": "batch"}, {"estimator": "sampled", "decay": 0.5}]
+)
 def test_each_step_in_a_sitting_of_its_own(lab, tmp_path, settings):
     whole = lab.run(tmp_path / "whole", "lora", {**EWC, **settings})
     assert left(lab.in_sittings(tmp_path / "parts", "lora", {**EWC, **settings})) == left(whole)

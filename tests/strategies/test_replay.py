@@ -11,8 +11,9 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor, nn
 
-from rankwise.strategies import ReplaySettings
-from rankwise.strategies import Replay, ReplayBuffer
+from rankwise.config import TrainSettings
+from rankwise.objectives import Outputs
+from rankwise.strategies import Replay, ReplayBuffer, ReplaySettings
 from rankwise.streams import Batch, Split, Task
 
 
@@ -139,6 +140,7 @@ class Host:
     """A learner whose loss on an example is its label, and which notes what it is asked."""
 
     seed = 0
+    train = TrainSettings(batch_size=5)
 
     def __init__(self, counts: Sequence[int]) -> None:
         self.asked: list[tuple[int, ...]] = []
@@ -224,3 +226,19 @@ def test_a_restored_state_is_a_copy():
     strategy.restore(state)
     state["rows"].zero_()
     assert strategy.buffer.rows.sum() > 0
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_averaged_both_losses_share_one(weight):
+    host = Host([10, 10])
+    strategy = after(1, host, size=12, weight=weight, average=True)
+    (term,) = strategy.terms(host, 0)
+    new = strategy.own(host, term.batch, Outputs(torch.zeros(3, 1)), torch.ones(3))
+    assert term.weight == weight / (1 + weight) and torch.allclose(new, torch.full((3,), 1 / (1 + weight)))
+    assert torch.equal(after(0, host, average=True).own(host, term.batch, Outputs(torch.zeros(3, 1)), new), new)
+
+
+def test_a_batch_size_of_zero_draws_as_many_as_there_are_new_ones():
+    host = Host([30, 10])
+    (term,) = after(1, host, size=20, batch_size=0).terms(host, 0)
+    assert len(term.batch) == host.train.batch_size == 5

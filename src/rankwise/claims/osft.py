@@ -75,7 +75,7 @@ def started(model: nn.Module, seed: int, frozen: float | None) -> tuple[Stand, S
         learn_base(model)
         return stand(model, 2, steps=STEPS, lr=LR), Strategy()
     attach(model, pick_sites(model, exclude=["6"]), SPLIT, {"method": "osft", "seed": seed})
-    learn_base(model[6])  # the head's rows of the new classes; nothing is asked of the others
+    learn_base(model.get_submodule("6"))  # the head's rows of the new classes; nothing is asked of the others
     return stand(model, 2, steps=STEPS, lr=LR), Osft(OsftSettings(frozen_ratio=frozen), seed)
 
 
@@ -129,10 +129,10 @@ CLAIMS = (
         "1",
         "loses at most 60 % of what full fine-tuning loses, and learns as much",
         SOURCE,
-        "A perceptron 32-64-64-64 with a head of 20 learns ten classes of two clusters, then ten others, at one learning "
-        "rate (3e-3) and number of AdamW steps (800): with 0.25 or 0.5 of each weight's directions frozen it loses at "
-        "most 0.6 of the points on the old classes that it loses with all weights learning, and stays within 2 points "
-        "on the new.",
+        "A perceptron 32-64-64-64 with a head of 20 learns ten classes of two clusters, then ten others, at one rate "
+        "(3e-3) and number of AdamW steps (800): with 0.25 or 0.5 of each weight's directions frozen it loses at most "
+        "0.6 of the points on the old classes that it loses with all weights learning, and stays within 2 points on "
+        "the new.",
         (
             Threshold("points lost / those of full fine-tuning, 0.25 frozen", "<=", 0.6),
             Threshold("points lost / those of full fine-tuning, 0.5 frozen", "<=", 0.6),

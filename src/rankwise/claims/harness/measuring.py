@@ -35,7 +35,7 @@ class Measured:
 
     values: Values
     seconds: float
-    """Seconds of the clock it took, on one thread."""
+    """Processor seconds it took, on one thread: what else the machine did meanwhile does not count."""
     error: str = ""
     """What went wrong, if it did: the values are then empty and the claim does not hold."""
 
@@ -83,12 +83,12 @@ def measure(slug: str, number: str, seed: int) -> Measured:
 
     torch.set_num_threads(1)
     claim = next(claim for claim in claims_of(slug) if claim.number == number)
-    start = time.monotonic()
+    start = time.process_time()
     try:
         values, error = _finite(claim.measure(seed)), ""
     except RankwiseError as problem:
         values, error = {}, f"seed {seed}: {type(problem).__name__}: {problem}"
-    return Measured(values, round(time.monotonic() - start, 2), error)
+    return Measured(values, round(time.process_time() - start, 2), error)
 
 
 def stored(claim: Claim, seed: int, folder: Path) -> Measured | None:

@@ -23,7 +23,7 @@ HEAD = """# Claims
 
 Published claims in miniature, measured by `rankwise claims --write`; this page and `claims.json` are written by that
 command and not by hand. Each claim was measured for several seeds, every seed on one thread; intervals are 95 % Student
-intervals of the mean over seeds.
+intervals of the mean over seeds, seconds are processor seconds of all seeds together.
 
 A threshold judged on the mean **holds** if the whole interval meets it, **does not hold** if the mean misses it, and is
 **undecided** if the mean meets it and the interval does not. A threshold judged on seeds holds if the share of seeds
@@ -97,7 +97,8 @@ def page(rows: Sequence[Record]) -> str:
     """Return the whole page."""
     counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in reversed(ORDER)}
     counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    total = f"{len(rows)} claims: {counted}. {sum(row['seconds'] for row in rows) / 60:.1f} minutes of one core in all."
+    minutes = sum(row["seconds"] for row in rows) / 60
+    total = f"{len(rows)} claims: {counted}. {minutes:.1f} minutes of one processor in all."
     header = ["| claim | about | verdict | seeds | seconds |", "|---|---|---|---|---|"]
     index = [
         f"| {row['slug']} {row['number']} | {row['title']} | {row['verdict']} | {row['seeds']} | {row['seconds']:.0f} |"

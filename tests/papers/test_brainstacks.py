@@ -18,11 +18,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rankwise.adapters import Change, Pair, adapter_of, banks_of, grow, using
 from rankwise.api import adapt
 from rankwise.learning.learner import Learner
-from rankwise.papers.brainstacks import Stacks, StackSettings, principal, project
+from rankwise.papers.brainstacks import Stacks
 from rankwise.papers.brainstacks.outcomes import discover, one_hot, targets
+from rankwise.papers.brainstacks.projection import principal, project
 from rankwise.papers.brainstacks.router import Fitting, MetaRouter, fit, rebuilt, states_read
+from rankwise.papers.brainstacks.routing import mixture, stacks, weights
+from rankwise.papers.brainstacks.settings import StackSettings
 from rankwise.seeds import generator
-from rankwise.streams import Task
+from rankwise.streams import Batch, Task
 
 
 def randn(*shape: int, key: str) -> Tensor:
@@ -208,9 +211,8 @@ class Scripted(Stacks):
     script: list[float]
 
     def look(self, host: Any) -> float:
-        self.best, loss = self.best, self.script.pop(0)
-        self.misses = 0 if loss < self.best else self.misses + 1
-        self.best = min(self.best, loss)
+        loss = self.script.pop(0)
+        self.best.note(loss, {})
         return loss
 
 
@@ -297,6 +299,12 @@ def part_of(made: Learner) -> Stacks:
     return part
 
 
+def used(made: Learner, batch: Batch) -> Tensor:
+    part = part_of(made)
+    assert part.router is not None
+    return weights(part.router, made, batch, part.settings)
+
+
 def features(made: Learner, task: Task, **context: Any) -> Tensor:
     """Return the features of a task's test rows under a context of one's own."""
 
@@ -324,7 +332,7 @@ def test_earlier_stacks_stay_to_the_bit(learnt):
 
 def test_later_stacks_write_nothing_where_earlier_ones_do(learnt):
     made, _ = learnt
-    part, later = part_of(made), [label for label, d in part_of(made).labels(made).items() if d]
+    part, later = part_of(made), [label for label, d in stacks(made).items() if d]
     assert set(part.bases) == set(banks_of(made.model)) and later
     for name, (_, bank) in banks_of(made.model).items():
         b = bank.view(later)["B"]
@@ -346,12 +354,12 @@ def test_weights_of_one_domain_are_a_model_of_its_stacks_alone(learnt):
     made, _ = learnt
     part, task = part_of(made), made.tasks[0]
     for d in range(2):
-        own = tuple(label for label, domain in part.labels(made).items() if domain == d)
-        mix = part.mixture(made, one_hot(len(task.test), 2, d))
+        own = tuple(label for label, domain in stacks(made).items() if domain == d)
+        mix = mixture(made, one_hot(len(task.test), 2, d))
         torch.testing.assert_close(
             features(made, task, mix=mix), features(made, task, blocks=own), rtol=1e-5, atol=1e-5
         )
-    none = part.mixture(made, torch.zeros(len(task.test), 2))
+    none = mixture(made, torch.zeros(len(task.test), 2))
     assert torch.equal(features(made, task, mix=none), features(made, task, blocks=()))
 
 
@@ -359,33 +367,33 @@ def test_the_router_decides_in_evaluation_and_its_small_weights_are_none(learnt)
     made, _ = learnt
     part, task = part_of(made), made.tasks[1]
     batch = made.examples(torch.tensor([[1, 0], [1, 1], [1, 2]]))
-    w = part.weights(made, batch)
+    w = used(made, batch)
     assert w.shape == (3, 2) and ((w == 0) | (w > part.settings.gate)).all()
     mix = made.context(batch, None)["mix"]
-    assert set(mix) == set(part.labels(made)) and torch.equal(mix["B#1"], w[:, 1])
+    assert set(mix) == set(stacks(made)) and torch.equal(mix["B#1"], w[:, 1])
     assert "mix" not in made.context(batch, 0)  # a step of training sees all stacks
     before = part.settings
     part.settings = replace(before, gate=1.0, floor=0.0)
     assert torch.equal(made.features(task.test), features(made, task, blocks=()))
     part.settings = replace(before, gate=1.0, floor=0.2)
-    assert torch.equal(part.weights(made, batch), torch.tensor([[0.2, 0.0]] * 3))
+    assert torch.equal(used(made, batch), torch.tensor([[0.2, 0.0]] * 3))
     part.settings = before
 
 
 def test_the_router_reads_the_bare_base(learnt):
     made, _ = learnt
     part, batch = part_of(made), made.examples(torch.tensor([[0, 0], [0, 1]]))
-    before = part.weights(made, batch)
+    before = used(made, batch)
     with using(made.model, blocks=("B#1",)):
-        assert torch.equal(part.weights(made, batch), before)
+        assert torch.equal(used(made, batch), before)
 
 
 def test_told_the_domain_its_answers_never_change_again(base, tmp_path):
     made = toy(base, mode="oracle")()
     progress = domains.learn(made, tmp_path / "run")
     part = part_of(made)
-    assert made.blocks_for(made.tasks[0]) == tuple(label for label, d in part.labels(made).items() if d == 0)
-    assert made.blocks_for(made.tasks[1]) == tuple(part.labels(made))
+    assert made.blocks_for(made.tasks[0]) == tuple(label for label, d in stacks(made).items() if d == 0)
+    assert made.blocks_for(made.tasks[1]) == tuple(stacks(made))
     first = domains.task_ends(tmp_path / "run")[0]
     again = toy(base, mode="oracle")()
     again.restore(first, _values(tmp_path / "run", 1))
@@ -425,7 +433,7 @@ def test_a_round_leaves_its_best_values(base, tmp_path, monkeypatch):
         with torch.no_grad():
             for parameter in made.live().values():
                 parameter.fill_(value)
-        part.steps += 5
+        part.best.steps += 5
         part.enough(made)
     assert part.end_phase(made, phase) == {"loss": 0.5}
     assert all((p == 1.0).all() for p in made.live().values()) and len(seen) == 2

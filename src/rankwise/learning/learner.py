@@ -77,6 +77,7 @@ class Learner:
         self.seed = config.seed
         self.curriculum = _curriculum(stream, method)
         self.begun = 0  # curriculum tasks begun
+        self.learning = 0  # numbers that learnt in the phase begun last
         self.phase = method.phases[0]
         self.acting: tuple[str, ...] | None = None
         self.rate, self.batch = config.train.lr, EMPTY
@@ -336,6 +337,7 @@ class Learner:
                 f"method {self.method.slug!r} with this objective has nothing to learn in phase {phase.name!r}; set "
                 'train.steps = 0 to score it as it is, or objective.head = "cosine"'
             )
+        self.learning = sum(parameter.numel() for parameter in self.live().values())
         for strategy in self.strategies:
             strategy.begin_phase(self, phase)
         self.optimizers = optimizers_of(self)
@@ -373,12 +375,18 @@ class Learner:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return (tensors by path, JSON values): everything that steps and task edges change."""
         tensors, blocks = state.collect(self)
-        return tensors, {"blocks": blocks, "begun": self.begun, "phase": asdict(self.phase)}
+        return tensors, {
+            "blocks": blocks,
+            "begun": self.begun,
+            "phase": asdict(self.phase),
+            "learning": self.learning,
+        }
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take back what `state` returned, on a learner made from the same config."""
         state.put_back(self, tensors, values["blocks"])
         self.begun, self.phase = int(values["begun"]), state.phase_of(values["phase"])
+        self.learning = int(values["learning"])
         if self.begun:
             self._enter(self.curriculum[self.begun - 1])
         self.optimizers = optimizers_of(self)

@@ -54,7 +54,7 @@ def collect(learner: Learner, progress: Progress, ledger: Ledger) -> dict[str, A
         "diagnostics_change": metrics.diagnostics_change(progress.diagnostics),
         "test_examples": sizes,
         "steps": progress.total,
-        "trainable_parameters": sum(parameter.numel() for parameter in learner.live().values()),
+        "trainable_parameters": learner.learning or sum(parameter.numel() for parameter in learner.live().values()),
         "stored_bytes": ledger.stored_bytes(),
         "wall_seconds": round(progress.seconds, 3),
         "peak_memory_bytes": peak_memory(),

@@ -1,6 +1,6 @@
 """Every method on a tiny random model of every architecture: put on, train two steps, save, load, merge.
 
-    python benchmarks/models.py        # writes docs/models.md; about a minute on one core
+`python benchmarks/models.py` writes docs/models.md; two minutes on one core.
 """
 
 from __future__ import annotations
@@ -144,10 +144,11 @@ INTRO = """# Models
 
     python benchmarks/models.py
 
-Each method on a tiny random model of each architecture (two layers, width 12), built from its config: `rankwise.adapt`, two steps
-of Adam, `rankwise.save`, `rankwise.load` on a fresh base (equal to 1e-6), and `rankwise.merge` (equal to 1e-5) where the method can
-be merged. *merges*: all of it; *saves*: all but the merge, which the method does not have (its update depends on the input);
-*-*: the method has no adapter, it trains the base or the head in a run; *no (n)*: refused, with the reason below.
+Each method on a tiny random model of each architecture (two layers, width 12), built from its config:
+`rankwise.adapt`, two steps of Adam, `rankwise.save`, `rankwise.load` on a fresh base (equal to 1e-6), and
+`rankwise.merge` (equal to 1e-5) where the method can be merged. *merges*: all of it; *saves*: all but the merge, which
+the method does not have (its update depends on the input); *-*: the method has no adapter, it trains the base or the
+head in a run; *no (n)*: refused, with the reason below.
 
 """
 

@@ -374,7 +374,9 @@ def test_each_dependency_has_a_reason_and_a_version() -> None:
     extras = project()["project"]["optional-dependencies"]
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {package_name(line) for line in lines if "==" in line and not line.startswith("#")}
-    assert pinned == needed | {package_name(line) for extra in ("text", "report", "quant", "dev") for line in extras[extra]}
+    assert pinned == needed | {
+        package_name(line) for extra in ("text", "report", "quant", "dev") for line in extras[extra]
+    }
 
 
 def test_every_extra_is_in_all_and_in_the_page() -> None:

@@ -23,7 +23,6 @@ from rankwise.adapters import (
     fold,
     forget_edits,
     grow,
-    pick_sites,
     refuse_adapted,
     store,
 )

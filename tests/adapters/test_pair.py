@@ -29,7 +29,6 @@ from rankwise.adapters import (
     pick_sites,
     using,
 )
-from rankwise.errors import UsageError
 
 EVERY = {
     "llama": ["all-linear", "lm_head", "embed_tokens"],
@@ -218,5 +217,3 @@ def test_a_linear_gate_is_folded_with_the_update():
     with bare(model):
         assert torch.allclose(model(x), before, atol=1e-5)
         assert not torch.allclose(model(x), tiny.mlp()(x), atol=1e-2)
-
-

@@ -352,7 +352,7 @@ def test_without_directions_later_stacks_do_write_there(base, learnt, tmp_path):
 
 def test_weights_of_one_domain_are_a_model_of_its_stacks_alone(learnt):
     made, _ = learnt
-    part, task = part_of(made), made.tasks[0]
+    task = made.tasks[0]
     for d in range(2):
         own = tuple(label for label, domain in stacks(made).items() if domain == d)
         mix = mixture(made, one_hot(len(task.test), 2, d))
@@ -382,7 +382,7 @@ def test_the_router_decides_in_evaluation_and_its_small_weights_are_none(learnt)
 
 def test_the_router_reads_the_bare_base(learnt):
     made, _ = learnt
-    part, batch = part_of(made), made.examples(torch.tensor([[0, 0], [0, 1]]))
+    batch = made.examples(torch.tensor([[0, 0], [0, 1]]))
     before = used(made, batch)
     with using(made.model, blocks=("B#1",)):
         assert torch.equal(used(made, batch), before)

@@ -283,3 +283,27 @@ def test_weights_that_are_no_longer_there_are_refused_by_name(lab):
     task = begin(learner, learner.tasks[1])
     with pytest.raises(ConflictError, match="'ewc' holds weights that are no longer there"):
         terms_of(learner, task, 3)
+
+
+def test_on_a_loop_of_ones_own_it_holds_from_the_second_task_on():
+    import rankwise
+
+    model = nn.Linear(2, 3, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batches = [{"x": X[i : i + 2], "y": Y[i : i + 2]} for i in range(0, 6, 2)]
+
+    def losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return F.cross_entropy(model(batch["x"]), batch["y"], reduction="none")
+
+    with rankwise.learning(model, "ewc", optimizer=optimizer, losses=losses, ewc={"strength": 2.0}) as hooks:
+        losses(model, batches[0]).mean().backward()
+        optimizer.step()
+        hooks.end_task(batches)
+        hooks.begin_task()
+        with torch.no_grad():
+            anchor = model.weight.clone()
+            model.weight.add_(1.0)
+        residual = torch.softmax(X @ anchor.T, 1) - F.one_hot(Y, 3)
+        optimizer.zero_grad()
+        optimizer.step()
+    torch.testing.assert_close(model.weight.detach(), anchor + 1 - 0.1 * 2 * 2.0 * outer(residual))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rankwise.adapters import banks_of, using
+from rankwise.claims.harness.claim import Claim, Threshold
 from rankwise.claims.toys.domains import learn
 from rankwise.claims.toys.words import DOMAINS, learner
 from rankwise.learning.learner import Learner
@@ -176,14 +177,15 @@ CLAIMS = (
         "1",
         "routing is necessary and sufficient",
         SOURCE,
-        f"{TOY}: after the third domain, the mean over domains of the loss over that just after learning is at most 1.02 "
-        "with the domain told, at most 1.05 with the trained router, and at least 1.15 with all stacks on.",
+        f"{TOY}: after the third domain, the mean over domains of the loss over that just after learning is at most "
+        "1.02 with the domain told, at most 1.05 with the trained router, and at least 1.15 with all stacks on.",
         (
             Threshold("oracle: loss / just learnt", "<=", 1.02),
             Threshold("router: loss / just learnt", "<=", 1.05),
             Threshold("ungated: loss / just learnt", ">=", 1.15),
         ),
         routing,
+        seeds=3,
     ),
     Claim(
         "brainstacks",
@@ -197,15 +199,16 @@ CLAIMS = (
             Threshold("percent more than by going on", ">", 0),
         ),
         boosting,
+        seeds=3,
     ),
     Claim(
         "brainstacks",
         "3",
         "the null space helps where all stacks are on",
         SOURCE,
-        f"{TOY}, {DIRECTIONS} directions a site: with projection the loss on domain 1 after domain 3 with all stacks on is "
-        "lower than without in 4 of 5 seeds; the energy of the last stack in the directions of the earlier ones is at "
-        "most 1e-6 with it and above 1e-2 without.",
+        f"{TOY}, {DIRECTIONS} directions a site: with projection the loss on domain 1 after domain 3 with all stacks "
+        "on is lower than without in 4 of 5 seeds; the energy of the last stack in the directions of the earlier ones "
+        "is at most 1e-6 with it and above 1e-2 without.",
         (
             Threshold("ungated loss on domain 1: without - with", ">", 0, 0.8),
             Threshold("energy of the last stack in V, with", "<=", 1e-6, 1.0),
@@ -218,12 +221,13 @@ CLAIMS = (
         "4",
         "measured combinations beat the domain's label",
         SOURCE,
-        f"{TOY}: the mean loss of answers under the combinations found greedily, each row its own, is on no domain above "
-        "that under the domain's own stacks, and below it on at least one.",
+        f"{TOY}: the mean loss of answers under the combinations found greedily, each row its own, is on no domain "
+        "above that under the domain's own stacks, and below it on at least one.",
         (
             Threshold("least gain of a domain", ">=", 0, 1.0),
             Threshold("largest gain of a domain", ">", 0, 1.0),
         ),
         outcomes,
+        seeds=3,
     ),
 )

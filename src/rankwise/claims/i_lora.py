@@ -187,6 +187,7 @@ CLAIMS = (
             Threshold("slow copy - fast copy", ">=", 2),
         ),
         keeps,
+        seeds=3,
     ),
     Claim(
         "i-lora",
@@ -202,6 +203,7 @@ CLAIMS = (
             Threshold("strangers do as well", "<", 0.5),
         ),
         joined,
+        seeds=3,
     ),
     Claim(
         "i-lora",
@@ -211,5 +213,6 @@ CLAIMS = (
         f"{TOY}: with lambda = 1 the slow copy is within 1 point of the model before any learning.",
         (Threshold("|stuck copy - base|", "<=", 1),),
         stuck,
+        seeds=3,
     ),
 )

@@ -61,8 +61,10 @@ class L2(Strategy):
         self.anchors = {name: p.detach().clone() for name, p in weights_of(host).items()}
 
     def terms(self, host: Host, step: int) -> Sequence[Term]:
-        """Return the distance."""
+        """Return the distance, where anything learns in the model."""
         live = weights_of(host)
+        if not live:
+            return ()
         self.anchors = {name: tensor.to(live[name].device) for name, tensor in self.anchors.items()}
 
         def losses(_: object) -> Tensor:

@@ -23,7 +23,8 @@ from rankwise.config import merged
 from rankwise.learning.learner import Learner
 from rankwise.seeds import generator
 
-KEYS, DIGITS, OPEN, CLOSE = string.ascii_lowercase[:8], string.digits[:7], "([{<", ")]}>"
+KEYS, DIGITS = list(string.ascii_lowercase[:8]), list(string.digits[:7])
+OPEN, CLOSE = list("([{<"), list(")]}>")
 WORDS = ["</s>", "?", "+", "=", "mod", *KEYS, *DIGITS, *OPEN, *CLOSE]
 ROWS = {"train": 400, "test": 120}
 READ, BATCH = 300, 64

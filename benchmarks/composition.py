@@ -246,7 +246,7 @@ def page(found: Mapping[Cell, str | None]) -> str:
     table = [["method", *(name if name == ALONE else f"`{name}`" for name in names)], ["---"] * (len(names) + 1), *rows]
     lines = [f"| {' | '.join(row)} |" for row in table]
     listed = [f"{i}. {' '.join(note.split())}" for i, note in enumerate(notes, start=1)]
-    return "\n".join([*HEAD.splitlines(), *lines, "", "## Refused, and why", "", *listed, ""])
+    return "\n".join([*HEAD.splitlines(), "", *lines, "", "## Refused, and why", "", *listed, ""])
 
 
 HEAD = """# What goes with what

@@ -180,3 +180,39 @@ def test_save_replaces_its_own_folders_only(tmp_path):
     with pytest.raises(RankwiseError):
         rankwise.save(model, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"strategy": [{"kind": "replai"}]}, "strategy 'replai' does not exist; did you mean 'replay'?"),
+        ({"strategy": [{"kind": "replay", "sise": 3}]}, "strategy 'replay': unknown key 'sise'; did you mean 'size'?"),
+        ({"strategy": [{"size": 3}]}, "strategy: 'kind' is missing"),
+        ({"strategy": [{"kind": "replay"}, {"kind": "replay"}]}, "names a kind twice"),
+        ({"adapter": {"init": "pisa"}}, "adapter.init = 'pisa': no such init; did you mean 'pissa'?"),
+        ({"adapter": {"dynamics": {"kind": "altlor"}}}, "did you mean 'altlora'?"),
+        ({"method": "lora", "adapter": {"dynamics": {"ridge": 1.0}}}, "method 'lora' has none of its own"),
+        ({"method": "loha", "adapter": {"form": {"rnk": 1}}}, "adapter.form of method 'loha': unknown key 'rnk'"),
+    ],
+)
+def test_a_wrong_part_is_named_with_key_value_and_remedy(config, message):
+    from rankwise.api import parts_of, resolve
+
+    with pytest.raises(UsageError) as raised:
+        parts_of(*resolve(config))
+    assert message in str(raised.value)
+
+
+def test_parts_of_several_methods_make_one_recipe():
+    from rankwise.api import branch_of, parts_of, resolve
+
+    config, method = resolve(
+        {
+            "method": "lora-append",
+            "adapter": {"init": "pissa", "dynamics": {"kind": "altlora"}},
+            "strategy": [{"kind": "replay", "size": 9}],
+        }
+    )
+    assert branch_of(method, config.adapter).init.residual
+    assert {part.name for part in parts_of(config, method)} == {"replay", "altlora"}
+    assert resolve(config.model_dump(exclude_none=True))[0] == config  # complete, and the same when read again

@@ -32,7 +32,7 @@ def composition() -> ModuleType:
 
 
 TABLE = [(method, name) for method in papers.slugs() for name in ("", *STRATEGIES)]
-DRAWN = sorted(random.Random(f"{len(TABLE)} cells").sample(TABLE, 16))
+DRAWN = sorted(random.Random(f"{len(TABLE)} cells").sample(TABLE, 12))
 ALWAYS = [(method, name) for method in ("lora", "mora", "finetune") for name in STRATEGIES]
 PAIRS = [(a, b) for i, a in enumerate(STRATEGIES) for b in list(STRATEGIES)[i + 1 :]]
 

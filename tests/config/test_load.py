@@ -17,7 +17,7 @@ def test_an_empty_config_is_complete_and_written_toml_reads_back_equal(tmp_path)
     path = tmp_path / "run.toml"
     path.write_text(to_toml(config))
     assert load_config(path) == config
-    assert config.train.lr == 1e-3 and config.stream.name == "digits" and config.strategy[0].size == 7
+    assert config.train.lr == 1e-3 and config.stream.name == "digits" and config.strategy[0]["size"] == 7
 
 
 def test_overrides_are_toml_values_and_reach_into_tables(tmp_path):
@@ -55,8 +55,6 @@ def test_merged_lays_tables_over_tables_without_touching_either():
         ({"stream": {"name": "x", "train": "a", "input": ["a", "b", "c"]}}, "stream.input"),
         ({"stream": {"name": "x", "tasks": [{"name": "a"}]}}, "'stream.tasks.0.train' is missing"),
         ({"stream": {"name": "x", "tasks": [{"name": "a", "train": "b", "trian": "c"}]}}, "did you mean 'train'?"),
-        ({"strategy": [{"kind": "replai"}]}, "did you mean 'replay'?"),
-        ({"strategy": [{"kind": "replay", "sise": 3}]}, "did you mean 'size'?"),
         ({"adapter": {"layers": [1]}}, "adapter.layers"),
         ({"adapter": 3}, "adapter = 3"),
     ],

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 from rankwise.claims.harness.claim import Claim, Threshold
-from rankwise.claims.toys.text import REVIEWS, at_own_rate, config, learn, missing, reviews
+from rankwise.claims.toys.text import REVIEWS, Setup, at_own_rate, missing
 
-WHOLE = (3e-5, 1e-4, 3e-4)
-"""Learning rates from which full fine-tuning picks its own."""
+WHOLE = Setup("reviews", rates=(3e-5, 1e-4, 3e-4))
+"""Full fine-tuning, with the rates it picks its own from."""
 TOO_FAST = 30
 NAMES = {"joint": "joint", "replay": "replay", "O-LoRA": "o-lora", "SeqLoRA": "lora"}
 """As published -> our method, in the published order."""
@@ -16,15 +16,15 @@ NAMES = {"joint": "joint", "replay": "replay", "O-LoRA": "o-lora", "SeqLoRA": "l
 
 def rate_matters(seed: int) -> dict[str, float]:
     """Measure claim 1a: fine-tuning at its own rate and at 30 times that rate."""
-    best = at_own_rate("reviews", "finetune", seed, rates=WHOLE)
-    too_fast = learn(config(reviews(), "finetune", seed, TOO_FAST * best["lr"]))
+    best = at_own_rate(WHOLE, "finetune", seed)
+    too_fast = WHOLE.learn("finetune", seed, TOO_FAST * best["lr"])
     slow, fast = 100 * best["final_average"], 100 * too_fast["final_average"]
     return {"points lost at 30x": slow - fast, "at its best": slow, "at 30x": fast, "best rate": best["lr"]}
 
 
 def ordering(seed: int) -> dict[str, float]:
     """Measure claim 1b: the final average of each method at its own rate."""
-    runs = {name: at_own_rate("reviews", method, seed) for name, method in NAMES.items()}
+    runs = {name: at_own_rate(Setup("reviews"), method, seed) for name, method in NAMES.items()}
     points = {name: 100 * results["final_average"] for name, results in runs.items()}
     gaps = {f"{a} - {b}": points[a] - points[b] for a, b in (*pairwise(points), ("joint", "SeqLoRA"))}
     return {**gaps, **points, **{f"rate of {name}": results["lr"] for name, results in runs.items()}}

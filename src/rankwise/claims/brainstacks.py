@@ -19,8 +19,10 @@ from rankwise.claims.toys.domains import learn
 from rankwise.claims.toys.words import DOMAINS, learner
 from rankwise.learning.learner import Learner
 from rankwise.learning.run import Watch
-from rankwise.papers.brainstacks import Stacks, project
+from rankwise.papers.brainstacks import Stacks
 from rankwise.papers.brainstacks.outcomes import discover, one_hot
+from rankwise.papers.brainstacks.projection import project
+from rankwise.papers.brainstacks.routing import mixture
 from rankwise.streams import Task
 
 STEPS, PLATEAU, DIRECTIONS = 150, 300, 8
@@ -127,7 +129,7 @@ def energy(made: Learner) -> float:
     found = []
     with mode(made, "ungated"):
         part.settings = replace(part.settings, directions=DIRECTIONS)
-        bases = part.bases or part.directions(made, last)
+        bases = part.bases or part.protected(made, last)
     for name, basis in bases.items():
         bank = banks_of(made.model)[name][1]
         b = bank.tensor("B").index_select(bank.dims["B"], bank.positions(bank.labels[-1])).detach().clone()
@@ -155,7 +157,7 @@ def combination_gain(made: Learner, task: Task) -> float:
     def losses(w: Tensor) -> Tensor:
         def one(batch: Any) -> Tensor:
             own = w[[place[int(row)] for row in batch.ids]]
-            with using(made.model, mix=part.mixture(made, own)):
+            with using(made.model, mix=mixture(made, own)):
                 return made.losses(batch, task.classes)
 
         return made.each(task.test, one).float()

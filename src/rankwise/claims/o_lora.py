@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from rankwise.claims.harness.claim import Claim, Threshold
-from rankwise.claims.toys.text import REVIEWS, at_own_rate, missing
+from rankwise.claims.toys.text import REVIEWS, Setup, at_own_rate, missing
 
 NAMES = {"O-LoRA": "o-lora", "IncLoRA": "lora-append"}
 
 
 def stability(seed: int) -> dict[str, float]:
     """Measure claim 1, in points."""
-    runs = {name: at_own_rate("reviews", method, seed) for name, method in NAMES.items()}
+    runs = {name: at_own_rate(Setup("reviews"), method, seed) for name, method in NAMES.items()}
     learnt = {name: 100 * results["learning_accuracy"] for name, results in runs.items()}
     moved = {name: 100 * abs(results["backward_transfer"]) for name, results in runs.items()}
     return {

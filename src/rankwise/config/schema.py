@@ -39,7 +39,7 @@ class AdapterSettings(Section):
     rank: Count = 8
     """Ranks of a block. More: more room for a task, more memory; parameters grow in proportion."""
     sites: str | list[str] = "all-linear"
-    """Modules to adapt: all-linear, mlp-span (beside each MLP as a whole), or names (a path, the end of a path, a glob)."""
+    """Modules to adapt: all-linear, mlp-span (beside each whole MLP), or names (a path, the end of a path, a glob)."""
     layers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
     """First and last block to adapt, both included."""
     exclude: list[str] = []

@@ -17,7 +17,7 @@ from rankwise.config import Config, TrainSettings
 from rankwise.errors import ConflictError, UsageError
 from rankwise.learning import passes, state
 from rankwise.learning.processes import Processes
-from rankwise.learning.recipe import Method, check_base, check_phases
+from rankwise.learning.recipe import Method, check_base, check_phases, curriculum_of
 from rankwise.learning.rules import keep_moments, optimizers_of, rule_of
 from rankwise.learning.step import EMPTY
 from rankwise.models import Backbone
@@ -75,7 +75,7 @@ class Learner:
         self.objective, self.strategies, self.processes = objective, tuple(strategies), processes
         self.model, self.whole = backbone.module, Whole(backbone.module, objective)
         self.seed = config.seed
-        self.curriculum = _curriculum(stream, method)
+        self.curriculum = curriculum_of(method, stream)
         self.begun = 0  # curriculum tasks begun
         self.learning = 0  # numbers that learnt in the phase begun last
         self.phase = method.phases[0]
@@ -294,11 +294,15 @@ class Learner:
     def change(self, changes: Sequence[Change]) -> None:
         """Change the structure; what learns afterwards has fresh optimisers."""
         if changes:
-            copy = self.deployed()
-            self.put({} if copy is None else copy.tensors)  # what is frozen or folded is what has answered
+            self._take_deployed()
             grow(self.model, changes, self.seed)
             for strategy in self.strategies:
                 strategy.reshaped(self)
+
+    def _take_deployed(self) -> None:
+        """Let go on what has answered, so that it is what will be frozen, folded or cut."""
+        copy = self.deployed()
+        self.put({} if copy is None else copy.tensors)
 
     def begin_task(self, task: Task) -> None:
         """Grow what the method grows, open what the objective opens, and tell the parts."""
@@ -351,6 +355,8 @@ class Learner:
 
     def end_task(self, task: Task) -> None:
         """Let objective and parts look back."""
+        if self.growth != "keep":
+            self._take_deployed()
         changes = [change for strategy in self.strategies for change in strategy.end_task(self, task)]
         self.change(changes)
         self.objective.end_task(self, task)
@@ -375,12 +381,8 @@ class Learner:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return (tensors by path, JSON values): everything that steps and task edges change."""
         tensors, blocks = state.collect(self)
-        return tensors, {
-            "blocks": blocks,
-            "begun": self.begun,
-            "phase": asdict(self.phase),
-            "learning": self.learning,
-        }
+        values = {"begun": self.begun, "phase": asdict(self.phase), "learning": self.learning}
+        return tensors, {"blocks": blocks, **values}
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take back what `state` returned, on a learner made from the same config."""
@@ -391,12 +393,3 @@ class Learner:
             self._enter(self.curriculum[self.begun - 1])
         self.optimizers = optimizers_of(self)
         state.put_back_moments(self, tensors)
-
-
-def _curriculum(stream: Stream, method: Method) -> tuple[Task, ...]:
-    """Return the tasks as they are learnt: one by one, or all in one."""
-    if method.order == "stream":
-        return stream.tasks
-    classes = tuple(sorted({c for task in stream.tasks for c in task.classes}))
-    train, test = concat([t.train for t in stream.tasks]), concat([t.test for t in stream.tasks])
-    return (Task("all tasks", 0, classes, train, None, test),)

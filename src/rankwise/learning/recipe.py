@@ -14,6 +14,7 @@ from rankwise.adapters.inits import KAIMING
 from rankwise.config import AdapterSettings, Config
 from rankwise.errors import ConflictError, UsageError
 from rankwise.strategies import Phase, Strategy
+from rankwise.streams import Stream, Task, concat
 
 Identities = Literal["exact", "close", "moves"]
 
@@ -119,3 +120,12 @@ def check_base(method: Method, config: Config) -> None:
             raise ConflictError(f"{setting} and method {method.slug!r}, {changes}; remove {setting.partition(' ')[0]}")
     if spread and held:
         raise ConflictError("train.shard_base and model.quantize: 4-bit weights cannot be spread; remove one of them")
+
+
+def curriculum_of(method: Method, stream: Stream) -> tuple[Task, ...]:
+    """Return the tasks as they are learnt: one by one, or all in one."""
+    if method.order == "stream":
+        return stream.tasks
+    classes = tuple(sorted({c for task in stream.tasks for c in task.classes}))
+    train, test = concat([t.train for t in stream.tasks]), concat([t.test for t in stream.tasks])
+    return (Task("all tasks", 0, classes, train, None, test),)

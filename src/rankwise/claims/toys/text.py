@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rankwise import api
 from rankwise.config import merged
@@ -75,23 +76,53 @@ def learn(settings: Settings) -> Results:
         return api.run(settings, out=Path(place) / "run", data=data).results
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What the runs of a claim share besides method, seed and rate."""
+
+    stream: Literal["reviews", "topics"]
+    head: str = "cosine"
+    """With "names" the head answers, its rows being the embeddings of the class names; else the class means do."""
+    rank: int = 8
+    rates: tuple[float, ...] = RATES
+
+    def learn(self, method: str, seed: int, lr: float, tasks: int | None = None) -> Results:
+        """Run a method over the stream, or over its first tasks."""
+        stream = STREAMS[self.stream]() if tasks is None else STREAMS[self.stream](tasks)
+        objective = {"head": self.head, "predict": "head" if self.head == "names" else "means"}
+        return learn(config(stream, method, seed, lr, objective=objective, adapter={"rank": self.rank}))
+
+
 @cache
-def tuned(stream: str, method: str, rates: Sequence[float] = RATES, head: str = "cosine") -> float:
-    """Return the rate of `rates` that is best on validation rows after the first two tasks of a stream, with seed 0."""
-    runs = {lr: learn(config(STREAMS[stream](TUNED_ON), method, 0, lr, objective=objective(head))) for lr in rates}
+def tuned(setup: Setup, method: str) -> float:
+    """Return the rate that is best on validation rows after the first two tasks, with seed 0."""
+    runs = {lr: setup.learn(method, 0, lr, TUNED_ON) for lr in setup.rates}
     return max(runs, key=lambda lr: runs[lr]["validation_final_average"])
 
 
 @cache
-def at_own_rate(stream: str, method: str, seed: int, head: str = "cosine", rates: Sequence[float] = RATES) -> Results:
-    """Return the results of a run over the whole stream at the rate picked for its method, and that rate as `lr`."""
-    lr = tuned(stream, method, rates, head)
-    return {**learn(config(STREAMS[stream](), method, seed, lr, objective=objective(head))), "lr": lr}
+def at_own_rate(setup: Setup, method: str, seed: int) -> Results:
+    """Return the results of a run at the rate picked for its method, and that rate as `lr`."""
+    lr = tuned(setup, method)
+    return {**setup.learn(method, seed, lr), "lr": lr}
 
 
-def objective(head: str) -> Settings:
-    """Return the objective for a head: with the classes' names as rows the head answers, else the class means."""
-    return {"head": head, "predict": "head" if head == "names" else "means"}
+def against_lora(setup: Setup, method: str, seed: int, share: float) -> dict[str, float]:
+    """Return points that a method forgets (positive part, tasks before the last) and ends at, beside those of LoRA.
+
+    The first value is the points forgotten less `share` of those that LoRA forgets.
+    """
+    runs = {name: at_own_rate(setup, name, seed) for name in (method, "lora")}
+    tasks = {name: len(results["tasks"]) for name, results in runs.items()}
+    lost = {name: 100 * r["trace_bwt"] * tasks[name] / (tasks[name] - 1) for name, r in runs.items()}
+    last = {name: 100 * results["final_average"] for name, results in runs.items()}
+    return {
+        f"points forgotten, less {share:g} of LoRA's": lost[method] - share * lost["lora"],
+        "last accuracy, less LoRA's": last[method] - last["lora"],
+        **{f"points forgotten, {name}": points for name, points in lost.items()},
+        **{f"last accuracy, {name}": points for name, points in last.items()},
+        **{f"rate of {name}": results["lr"] for name, results in runs.items()},
+    }
 
 
 @cache

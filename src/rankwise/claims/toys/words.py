@@ -137,7 +137,7 @@ def learner(method: str, seed: int, domains: Sequence[str] = tuple(DOMAINS), **t
             "method": method,
             "model": {"name": str(base(Path(place) / "base")), "max_length": 24},
             "stream": {**stream, "validation": 0},
-            "objective": {"kind": "language", "answer": "labels", "max_new_tokens": 6},
+            "objective": {"kind": "language", "max_new_tokens": 6},
             "train": {"batch_size": 32, "device": "cpu", "threads": 1, "log_every": 1000, "snapshot_seconds": 1e6},
         }
         config, found = resolve(merged(common, tables))

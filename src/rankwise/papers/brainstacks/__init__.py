@@ -53,13 +53,14 @@ class Stacks(Strategy):
 
     def begin_task(self, host: Host, task: Task) -> None:
         """Take the directions that earlier domains write."""
-        self.bases = {}
-        if not self.finished or not self.settings.directions:
-            return
+        self.bases = self.protected(host, task) if self.finished and self.settings.directions else {}
+
+    def protected(self, host: Host, task: Task) -> dict[str, Tensor]:
+        """Return, by site, what the stacks so far write, for examples of earlier domains or of `task`: [out, k]."""
         new = torch.tensor([[task.index, i] for i in range(len(task.train))])
         rows = new if self.settings.probe == "new" else self.rows
         drawn = torch.randperm(len(rows), generator=generator(self.seed, "probes", task.name))[: self.settings.probes]
-        self.bases = directions(host, rows[drawn], self.settings.directions)
+        return directions(host, rows[drawn], self.settings.directions)
 
     def plan(self, host: Host, task: Task, done: Sequence[Mapping[str, Any]]) -> Phase | None:
         """Return the next round, unless there were enough or the last one gained too little."""

@@ -52,15 +52,24 @@ def loss(made: Learner, task: Task, how: str) -> float:
     return float(found.mean())
 
 
-class References(Watch):
-    """Keeps each domain's loss right after it was learnt, with all stacks there are."""
+class Notes(Watch):
+    """Keeps what is known only while the run goes on."""
 
     def __init__(self, of: Learner) -> None:
         """Watch this learner."""
         self.of, self.losses = of, list[float]()
+        self.bases: dict[str, Tensor] = {}
+
+    def task(self, index: int, count: int, name: str, steps: int, done: int) -> None:
+        """Keep the directions that the earlier stacks write, before the last domain begins."""
+        if index == count - 1 and index:
+            part = part_of(self.of)
+            before, part.settings = part.settings, replace(part.settings, mode="ungated", directions=DIRECTIONS)
+            self.bases = part.protected(self.of, self.of.tasks[index])
+            part.settings = before
 
     def scored(self, name: str, scores: Sequence[float | None]) -> None:
-        """Measure the domain that was just learnt."""
+        """Keep the loss of the domain that was just learnt, with all stacks there are."""
         self.losses.append(loss(self.of, self.of.task, "ungated"))
 
 
@@ -70,18 +79,18 @@ def adapter(**dynamics: Any) -> dict[str, Any]:
 
 
 @cache
-def three(seed: int, directions: int = DIRECTIONS) -> tuple[Learner, list[float]]:
-    """Learn the three domains; return the learner and each domain's reference loss."""
+def three(seed: int, directions: int = DIRECTIONS) -> Notes:
+    """Learn the three domains; return what was noted of it."""
     made = learner("brainstacks", seed, adapter=adapter(directions=directions), train={**TRAIN, "steps": STEPS})
-    watch = References(made)
+    notes = Notes(made)
     with tempfile.TemporaryDirectory() as place:
-        learn(made, Path(place) / "run", watch)
-    return made, watch.losses
+        learn(made, Path(place) / "run", notes)
+    return notes
 
 
 def routing(seed: int) -> dict[str, float]:
     """Measure claim 1."""
-    made, references = three(seed)
+    made, references = three(seed).of, three(seed).losses
     found: dict[str, float] = {}
     for how in ("oracle", "router", "ungated"):
         ratios = [loss(made, task, how) / own for task, own in zip(made.tasks, references, strict=True)]
@@ -113,8 +122,8 @@ def rounds(seed: int, count: int, factor: int) -> float:
 
 def null_space(seed: int) -> dict[str, float]:
     """Measure claim 3."""
-    (folded, _), (free, _) = three(seed), three(seed, 0)
-    with_, without = (loss(made, made.tasks[0], "ungated") for made in (folded, free))
+    folded, free = three(seed), three(seed, 0)
+    with_, without = (loss(notes.of, notes.of.tasks[0], "ungated") for notes in (folded, free))
     return {
         "ungated loss on domain 1: without - with": without - with_,
         "energy of the last stack in V, with": energy(folded),
@@ -123,15 +132,14 @@ def null_space(seed: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def energy(made: Learner) -> float:
-    """Return the share of the squares of the last stack's B that lies in what the second domain could not but write."""
-    part, last = part_of(made), made.tasks[-1]
+def energy(notes: Notes) -> float:
+    """Return the share of the squares of the last stack's B that lies in the directions of the earlier ones.
+
+    The largest over the sites.
+    """
     found = []
-    with mode(made, "ungated"):
-        part.settings = replace(part.settings, directions=DIRECTIONS)
-        bases = part.bases or part.protected(made, last)
-    for name, basis in bases.items():
-        bank = banks_of(made.model)[name][1]
+    for name, basis in notes.bases.items():
+        bank = banks_of(notes.of.model)[name][1]
         b = bank.tensor("B").index_select(bank.dims["B"], bank.positions(bank.labels[-1])).detach().clone()
         kept = b.clone()
         project(kept, basis)
@@ -141,7 +149,7 @@ def energy(made: Learner) -> float:
 
 def outcomes(seed: int) -> dict[str, float]:
     """Measure claim 4: measured combinations against the domain's own stacks, by domain."""
-    made, _ = three(seed)
+    made = three(seed).of
     gains = [combination_gain(made, task) for task in made.tasks]
     return {
         "least gain of a domain": min(gains),

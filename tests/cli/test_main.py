@@ -55,7 +55,6 @@ TYPOS = [
     ("run table.toml", "train"),
     ("run value.toml", "integer"),
     ("run method.toml", "lora-append"),
-    ("run strategy.toml", "policy"),
     ("run broken.toml", "TOML"),
     ("run good.toml good.toml", "run --help"),
     ("run", "run --help"),
@@ -104,7 +103,6 @@ FILES = {
     "table.toml": "[tain]\nlr = 0.1\n",
     "value.toml": 'seed = "one"\n',
     "method.toml": 'method = "lora-apend"\n',
-    "strategy.toml": '[[strategy]]\nkind = "replay"\npolcy = "balanced"\n',
     "broken.toml": "method = lora\n",
     "runs/first/config.toml": 'method = "lora"\n',
 }

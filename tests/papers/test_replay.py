@@ -8,7 +8,7 @@ from digit_runs import events, lower_half, read_json, snapshots
 
 from rankwise import papers
 from rankwise.adapters import banks_of
-from rankwise.errors import ConflictError
+from rankwise.errors import UsageError
 
 REPLAY = {"kind": "replay", "size": 20, "batch_size": 6}
 
@@ -41,9 +41,9 @@ def test_all_seen_classes_learn_and_their_means_are_taken_again(digits):
     refreshed, kept = (
         snapshots(r.path) for r in (run, digits("replay", strategy=[{**REPLAY, "refresh_means": False}]))
     )
-    assert not torch.equal(refreshed[1]["means/means"], kept[1]["means/means"])
-    owners, means = kept[1]["means/owners"], kept[1]["means/means"]
-    assert torch.equal(means[owners[:, 1] == 0], kept[0]["means/means"])
+    assert not torch.equal(refreshed[1]["objective/means"], kept[1]["objective/means"])
+    owners, means = kept[1]["objective/owners"], kept[1]["objective/means"]
+    assert torch.equal(means[owners[:, 1] == 0], kept[0]["objective/means"])
 
 
 def test_a_rehearsal_of_no_weight_leaves_plain_lora(digits):
@@ -61,7 +61,7 @@ def test_a_rehearsal_of_no_weight_leaves_plain_lora(digits):
 
 
 def test_two_replay_strategies_are_refused_by_name(digits):
-    with pytest.raises(ConflictError, match="strategies 'replay' and 'replay' both set replay buffer"):
+    with pytest.raises(UsageError, match="names a kind twice"):
         digits("replay", strategy=[{"kind": "replay"}, {"kind": "replay", "size": 10}])
 
 

@@ -7,15 +7,17 @@ import pytest
 from rankwise import papers
 from rankwise.errors import ConflictError
 
+SGD = {"steps": 2, "optimizer": "sgd", "lr": 0.001}  # AdamW would magnify the rounding of its first gradients
+
 
 @pytest.mark.parametrize("slug", papers.slugs())
 def test_micro_batches_do_not_matter(small, tmp_path, slug):
-    whole = small.losses(small.run(tmp_path / "whole", slug, train={"steps": 2}))
+    whole = small.losses(small.run(tmp_path / "whole", slug, train=SGD))
     try:
-        parts = small.losses(small.run(tmp_path / "parts", slug, train={"steps": 2, "accumulate": 4}))
+        parts = small.losses(small.run(tmp_path / "parts", slug, train={**SGD, "accumulate": 4}))
     except ConflictError as refused:
         assert f"method {slug!r} has a loss over the whole batch" in str(refused)
         return
     assert len(parts) == len(whole)
     assert parts[0] == pytest.approx(whole[0], abs=1e-6)
-    assert parts == pytest.approx(whole, abs=1e-4)  # later steps: AdamW magnifies the rounding of its first gradients
+    assert parts == pytest.approx(whole, abs=1e-5)

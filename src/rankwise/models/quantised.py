@@ -57,12 +57,15 @@ def dequantise(module: nn.Module) -> None:
 
 
 def _in_four_bits(linear: nn.Linear) -> nn.Module:
-    import bitsandbytes as bnb  # the extra is imported where it is used: it takes seconds
+    from bitsandbytes.nn.modules import (  # the extra is imported where it is used: it takes seconds
+        Linear4bit,
+        Params4bit,
+    )
 
     layout: dict[str, Any] = {"quant_type": "nf4", "compress_statistics": True}
     sizes = linear.in_features, linear.out_features
-    four = bnb.nn.Linear4bit(*sizes, bias=linear.bias is not None, compute_dtype=torch.float32, **layout)
-    four.weight = bnb.nn.Params4bit(linear.weight.detach().clone(), requires_grad=False, **layout)
+    four = Linear4bit(*sizes, bias=linear.bias is not None, compute_dtype=torch.float32, **layout)
+    four.weight = Params4bit(linear.weight.detach().clone(), requires_grad=False, **layout)
     four.bias = linear.bias
     # Else, in evaluation on some processors, it repacks its weight in place, and no gradient passes from then on.
     four.support_avx512bf16_for_cpu = False

@@ -35,12 +35,12 @@ Row = tuple[str, str]
 
 def pick(rng: Generator, words: Sequence[str], count: int) -> list[str]:
     """Draw `count` different words."""
-    return [words[i] for i in torch.randperm(len(words), generator=rng)[:count].tolist()]
+    return [str(words[i]) for i in torch.randperm(len(words), generator=rng)[:count].tolist()]
 
 
 def draw(rng: Generator, words: Sequence[str], count: int) -> list[str]:
     """Draw `count` words, each from all of them."""
-    return [words[i] for i in torch.randint(len(words), (count,), generator=rng).tolist()]
+    return [str(words[i]) for i in torch.randint(len(words), (count,), generator=rng).tolist()]
 
 
 def recall(rng: Generator) -> Row:

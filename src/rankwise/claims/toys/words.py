@@ -26,7 +26,7 @@ from rankwise.seeds import generator
 KEYS, DIGITS = list(string.ascii_lowercase[:8]), list(string.digits[:7])
 OPEN, CLOSE = list("([{<"), list(")]}>")
 WORDS = ["</s>", "?", "+", "=", "mod", *KEYS, *DIGITS, *OPEN, *CLOSE]
-ROWS = {"train": 400, "test": 120}
+ROWS = {"train": 1300, "test": 120}
 READ, BATCH = 300, 64
 
 Row = tuple[str, str]
@@ -136,7 +136,7 @@ def learner(method: str, seed: int, domains: Sequence[str] = tuple(DOMAINS), **t
             "seed": seed,
             "method": method,
             "model": {"name": str(base(Path(place) / "base")), "max_length": 24},
-            "stream": {**stream, "validation": 0},
+            "stream": {**stream, "validation": 100},
             "objective": {"kind": "language", "max_new_tokens": 6},
             "train": {"batch_size": 32, "device": "cpu", "threads": 1, "log_every": 1000, "snapshot_seconds": 1e6},
         }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from digit_runs import events, lower_half, read_json, snapshots
+from digit_runs import SMALL, events, lower_half, read_json, snapshots
 
 from rankwise import papers
 from rankwise.adapters import banks_of
+from rankwise.api import learner_of, resolve
+from rankwise.config import merged
 from rankwise.errors import UsageError
 
 REPLAY = {"kind": "replay", "size": 20, "batch_size": 6}
@@ -47,7 +49,8 @@ def test_all_seen_classes_learn_and_their_means_are_taken_again(digits):
 
 
 def test_a_rehearsal_of_no_weight_leaves_plain_lora(digits):
-    faint = digits("replay", strategy=[{"kind": "replay", "batch_size": 1, "weight": 1e-12, "refresh_means": False}])
+    nothing = {"kind": "replay", "batch_size": 1, "weight": 1e-12, "refresh_means": False}
+    faint = digits("replay", objective={"classes": "task"}, strategy=[nothing])
     full, plain = digits("replay", strategy=[REPLAY]), digits("lora")
     assert faint.results["matrix"] == plain.results["matrix"]
     apart = 0.0
@@ -71,3 +74,14 @@ def test_replay_goes_with_a_method_that_grows(digits):
     assert {"classify", "rehearsal"} == set(events(run.path, "step")[-1]["losses"])
     for _, bank in banks_of(run.model).values():
         assert bank.size == 24
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "ranked"),
+    [("replay", {}, 10), ("replay", {"classes": "task"}, 2), ("lora", {}, 2), ("lora", {"classes": "seen"}, 10)],
+)
+def test_new_examples_are_ranked_among_all_classes_where_old_ones_are_rehearsed(method, asked, ranked):
+    learner = learner_of(*resolve(merged(SMALL, {"method": method, "objective": asked})))
+    for task in learner.curriculum:
+        learner.begin_task(task)
+    assert len(learner.classes(learner.task)) == ranked

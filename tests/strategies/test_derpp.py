@@ -101,9 +101,10 @@ def test_rehearsal_starts_with_the_second_step_of_the_stream(lab, tmp_path):
 
 
 def test_without_factors_it_is_plain_training(lab, tmp_path):
-    plain = ends(lab.run(tmp_path / "plain", "lora", train={"optimizer": "sgd"}))[-1]
+    same_loss = {"train": {"optimizer": "sgd"}, "objective": {"classes": "task"}}
+    plain = ends(lab.run(tmp_path / "plain", "lora", **same_loss))[-1]
     none = {**PART, "alpha": 0.0, "beta": 0.0}
-    held = ends(lab.run(tmp_path / "none", "lora", none, train={"optimizer": "sgd"}))[-1]
+    held = ends(lab.run(tmp_path / "none", "lora", none, **same_loss))[-1]
     assert same(plain, held, [name for name in plain if name.startswith("sites")])
 
 

@@ -21,8 +21,9 @@ class ClassifySettings(Section):
     head: Literal["cosine", "linear", "names", "means"] = "cosine"
     """Rows the loss is taken against. cosine: scaled cosine to trained rows; linear: trained rows and biases; names:
     rows frozen at the embedding of each class's name; means: rows frozen at the class means as the task starts."""
-    classes: Literal["task", "seen"] = "task"
-    """Classes a step's loss ranks: the current task's only, or all seen so far (which wipes out earlier tasks)."""
+    classes: Literal["task", "seen"] | None = None
+    """Classes the loss of a new example ranks: the current task's, or all seen so far. Default: seen where a strategy
+    rehearses earlier examples, else task: without them, ranking all wipes out earlier tasks."""
     predict: Literal["means", "head"] = "means"
     """Who answers at test time: the nearest class mean, taken when a task ends, or the head."""
     imprint: bool = True

@@ -146,6 +146,11 @@ class Learner:
         """Whether a strategy learns classes of earlier tasks."""
         return any(strategy.learns_old_classes for strategy in self.strategies)
 
+    @property
+    def rehearses(self) -> bool:
+        """Whether a strategy brings examples of earlier tasks into a step."""
+        return any(strategy.brings_batches for strategy in self.strategies)
+
     def live(self) -> dict[str, nn.Parameter]:
         """Parameters that learn in the current phase, by name."""
         named = {name: p for name, p in self.whole.named_parameters() if p.requires_grad}

@@ -49,6 +49,11 @@ class Learning(Protocol):
         """Whether something in the run learns classes of earlier tasks."""
         ...
 
+    @property
+    def rehearses(self) -> bool:
+        """Whether something in the run brings examples of earlier tasks into a step."""
+        ...
+
     def members(self, task: Task) -> Sequence[Task]:
         """Return the stream's tasks in a curriculum task: itself, or all of them where they are learnt at once."""
         ...

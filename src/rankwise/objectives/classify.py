@@ -116,13 +116,16 @@ class Classify(Objective):
         return self.head.logits(outputs.features, classes).float()
 
     def loss_classes(self, learning: Learning, task: Task) -> tuple[int, ...]:
-        """Return the task's own classes, or all seen so far."""
-        return task.classes if self.settings.classes == "task" else learning.seen
+        """Return the task's own classes, or all seen so far, where the settings or a rehearsal ask for that."""
+        return learning.seen if self._ranks_seen(learning) else task.classes
+
+    def _ranks_seen(self, learning: Learning) -> bool:
+        return learning.rehearses if self.settings.classes is None else self.settings.classes == "seen"
 
     def begin_task(self, learning: Learning, task: Task) -> None:
         """Open the head's rows for the classes of `task`."""
         features = learning.features(task.train, learning.blocks_for(task)) if self.wants_features else None
-        learn = learning.seen if self.settings.classes == "seen" or learning.old_classes else task.classes
+        learn = learning.seen if self._ranks_seen(learning) or learning.old_classes else task.classes
         self.open(task.classes, learn, features, task.train.labels.to(self.means.means.device))
 
     def end_task(self, learning: Learning, task: Task) -> None:

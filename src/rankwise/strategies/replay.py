@@ -75,8 +75,9 @@ class ReplaySettings:
 class Replay(Strategy):
     """Adds weight * mean cross-entropy of a draw from the buffer to each step.
 
-    The new batch is ranked among the classes its own objective says; the stored one among all seen (as ER-ACE does) or
-    among its own task's. Rows are offered once each, when their task ends; draws start with the second task.
+    New and stored examples are ranked among all classes seen, as one batch would be, unless `objective.classes` and
+    `classes` say otherwise. With new ones ranked among their own task's (ER-ACE) nothing would ever raise a new class
+    above an old one here: rows are offered once each, when their task ends, so what is stored is all old.
     """
 
     name = "replay"

@@ -24,6 +24,18 @@ def test_padding_is_left_out():
     assert sink.means() == {"x": [3.5]}
 
 
+def test_each_site_by_itself_over_all_sinks():
+    """Means weigh tokens, not sinks; what has another width in another sink is left out."""
+    first, second = Sink(), Sink()
+    first.put("b", "x", torch.tensor([[1.0], [2.0]]))
+    second.put("b", "x", torch.tensor([[6.0]]))
+    first.put("a", "share", torch.tensor([[1.0, 0.0]]))
+    second.put("a", "share", torch.tensor([[1.0]]))
+    second.put("a", "y", torch.tensor([[4.0]]))
+    assert Sink.by_site([first, second]) == {"a": {"y": [4.0]}, "b": {"x": [3.0]}}
+    assert Sink.by_site([Sink()]) == {}
+
+
 def test_sums_add_up_over_processes():
     parts = [Sink(), Sink()]
     for i, sink in enumerate(parts):

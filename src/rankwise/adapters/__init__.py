@@ -21,6 +21,7 @@ from rankwise.adapters.model import (
     using,
 )
 from rankwise.adapters.pair import Pair
+from rankwise.adapters.shelf import Shelf, thin_of
 from rankwise.adapters.sites import Site, pick_sites
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Identity",
     "Init",
     "Pair",
+    "Shelf",
     "Sink",
     "Site",
     "Spec",
@@ -58,5 +60,6 @@ __all__ = [
     "read_weight",
     "refuse_adapted",
     "replay",
+    "thin_of",
     "using",
 ]

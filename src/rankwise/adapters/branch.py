@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from rankwise.adapters.bank import Blocks, Spec
 from rankwise.adapters.context import Context
+from rankwise.adapters.fused import Fused, Sum
 from rankwise.adapters.inits import KAIMING, Init, Weight
 from rankwise.adapters.sites import Site
 from rankwise.errors import UsageError
@@ -55,6 +56,10 @@ class Identity:
     def __call__(self, z: Tensor, x: Tensor, blocks: Blocks, context: Context, site: Site, training: bool) -> Tensor:
         """Return z."""
         return z
+
+    def fused(self, blocks: Blocks, scale: float, training: bool) -> Fused:
+        """Return the sum over the parts."""
+        return Sum(scale), tuple(part[name] for part in blocks.parts for name in "AB")
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,10 @@ class Branch(ABC):
             training: whether the model is in training mode.
 
         """
+
+    def fused(self, blocks: Blocks, site: Site, training: bool) -> Fused | None:
+        """Return the update as a product with its derivative written out, and its tensors; None: `delta` alone."""
+        return None
 
     def shared(self, widest: tuple[int, int], rank: int, rng: Generator) -> Mapping[str, Tensor]:
         """Return the tensors that all sites have in common, for the largest (in, out) among them; made once."""

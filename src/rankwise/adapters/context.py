@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -44,6 +44,23 @@ class Sink:
             per_name.setdefault(name, []).append(total / self._counts[_, name].clamp_min(1))
         return {name: torch.stack(means).mean(0).tolist() for name, means in per_name.items()}
 
+    @staticmethod
+    def by_site(sinks: Sequence[Sink]) -> dict[str, dict[str, list[float]]]:
+        """Return each site's own means over the tokens of all `sinks`, {site: {name: [k]}}.
+
+        What not all of them measured in the same k places (each task has blocks of its own) is left out.
+        """
+        found: dict[str, dict[str, list[float]]] = {}
+        for site, name in sorted({key for sink in sinks for key in sink._sums}):
+            held = [sink for sink in sinks if (site, name) in sink._sums]
+            if len({sink._sums[site, name].shape for sink in held}) == 1:
+                total, count = (
+                    torch.stack([table[site, name] for table in tables]).sum(0)
+                    for tables in ([sink._sums for sink in held], [sink._counts for sink in held])
+                )
+                found.setdefault(site, {})[name] = (total / count.clamp_min(1)).tolist()
+        return found
+
 
 class Aux:
     """Collects losses that branches add to a step, with their graph: one value for each (site, name).
@@ -82,3 +99,5 @@ class Context:
     """Block label -> weight of that block for each example [N], for gates that read it; None: all weigh 1."""
     aux: Aux | None = None
     """Where losses of the branches go; None: they are not computed."""
+    fused: bool = True
+    """Whether one autograd node may stand for an update (see `fused`); False: the reference, operation by operation."""

@@ -23,14 +23,14 @@ MAGNITUDE = "magnitude"
 
 @dataclass(frozen=True)
 class Dora(Pair):
-    """DoRA (arXiv 2402.09353): W = diag(m / ||V||) V with V = W0 + s B A, norms taken over each output's row.
+    """DoRA (arXiv 2402.09353): W = diag(m / n) V with V = W0 + s B A and n the length of each row of V.
 
-        delta = (m / ||V|| - 1) (y - bias) + (m / ||V||) s B A x,    y = W0 x + bias
+        delta = (m / n - 1) (y - bias) + (m / n) s B A x,    y = W0 x + bias
 
     | symbol | shape | meaning |
     |---|---|---|
-    | ||V|| | [out] | length of each row of V; a constant in the backward (section 4.3 of the paper) |
-    | m | [out] | learned lengths: ||W0|| + the sum of `magnitude` over the acting blocks |
+    | n | [out] | length of each row of V; a constant in the backward (section 4.3 of the paper) |
+    | m | [out] | learned lengths: those of the rows of W0, plus the sum of `magnitude` over the acting blocks |
 
     The tensor holds the difference from W0's lengths, so a new block of zeros changes no bit and blocks add up; weight
     decay draws it to the base's lengths instead of to zero. In training with dropout only the update's input is

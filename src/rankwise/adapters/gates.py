@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from rankwise.adapters.bank import Blocks, Spec
 from rankwise.adapters.context import Context
+from rankwise.adapters.fused import Fused, Sum
 from rankwise.adapters.sites import Site
 
 WEIGHT = "w"
@@ -39,3 +40,9 @@ class RankWeights:
     def __call__(self, z: Tensor, x: Tensor, blocks: Blocks, context: Context, site: Site, training: bool) -> Tensor:
         """Return w * z."""
         return z * blocks[WEIGHT].to(z.dtype)
+
+    def fused(self, blocks: Blocks, scale: float, training: bool) -> Fused:
+        """Return the sum over the parts, the weights taken into B."""
+        values = (part["B"] * part[WEIGHT].to(part["B"].dtype) for part in blocks.parts)
+        keys = (part["A"] for part in blocks.parts)
+        return Sum(scale), tuple(tensor for pair in zip(keys, values, strict=True) for tensor in pair)

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from rankwise.adapters.bank import Bank, Packed
 from rankwise.adapters.branch import Branch
 from rankwise.adapters.context import Context
+from rankwise.adapters.fused import added
 from rankwise.adapters.overlay import check_fits, exchange
 from rankwise.adapters.sites import Site
 from rankwise.errors import ConflictError, RankwiseError, UsageError
@@ -104,11 +105,26 @@ class Adapted(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return base(x) plus the update of each site on its rows."""
+        if not (args or kwargs) and (fused := self._fused(x)) is not None:
+            return self._watch(fused)
         y = self.base(x, *args, **kwargs)
         deltas = [self._delta(i, x, y) for i in range(len(self.sites))]
         if all(delta is None for delta in deltas):
             return y
         return self._watch((y + self._assemble(deltas, y)).to(y.dtype))
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        """Return the same by one node, where the branch has one for the only site here and nothing is to be seen."""
+        context, branch, site = self.adapter.context, self.adapter.branch, self.sites[0]
+        whole = len(self.sites) == 1 and site.rows is None and not site.reads and site.kind in ("linear", "transposed")
+        if not (whole and context.fused and context.sink is None) or torch.compiler.is_compiling():
+            return None
+        blocks = self.banks[0].view(context.blocks)  # pyright: ignore[reportCallIssue]
+        found = branch.fused(blocks, site, self.training) if blocks.sizes else None
+        if found is None:
+            return None
+        drop = (lambda x: branch.dropped(x, True)) if branch.dropout and self.training else None
+        return added(self.base, x, *found, drop)
 
     def _delta(self, i: int, x: Tensor, y: Tensor) -> Tensor | None:
         context = self.adapter.context
@@ -300,7 +316,7 @@ def using(model: nn.Module, **changes: Any) -> Iterator[Context]:
 
 def _refuse_waiting(adapter: Adapter, now: Context, then: Context) -> None:
     same = now.blocks == then.blocks and all(
-        getattr(now, name) is getattr(then, name) for name in ("tokens", "sink", "draws", "mix", "aux")
+        getattr(now, name) is getattr(then, name) for name in ("tokens", "sink", "draws", "mix", "aux", "fused")
     )
     if adapter.strict and adapter.waiting and not same:
         raise RankwiseError("a forward still waits for its backward; finish it before the context changes")

@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from rankwise.adapters.bank import Blocks, Spec
 from rankwise.adapters.branch import Branch
 from rankwise.adapters.context import Context
+from rankwise.adapters.fused import Fused, FusedGate
 from rankwise.adapters.inits import Weight
 from rankwise.adapters.sites import ALGEBRAS, Site
 
@@ -68,6 +69,13 @@ class Pair(Branch):
     ) -> Tensor:
         """Return the coefficients [..., R] of the values: what the gate makes of the responses z [..., R]."""
         return self.gate(z, x, blocks, context, site, training)
+
+    def fused(self, blocks: Blocks, site: Site, training: bool) -> Fused | None:
+        """Return the gate's product; a subclass with a formula of its own has none."""
+        own = type(self).delta is not Pair.delta or type(self).mixed is not Pair.mixed
+        if own or not isinstance(self.gate, FusedGate):
+            return None
+        return self.gate.fused(blocks, self.scale * site.scale, training)
 
     def plain(self, blocks: Blocks, site: Site) -> tuple[Tensor, Tensor, float]:
         """Return (A, B, scale) of the plain LoRA that computes the same: a linear gate goes into A.

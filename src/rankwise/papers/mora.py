@@ -11,11 +11,11 @@ import torch
 from torch import Generator, Tensor
 
 from rankwise.adapters import Blocks, Context, Site, Spec
+from rankwise.adapters.atoms import EPS, top_atoms
+from rankwise.adapters.fused import Fused
 from rankwise.adapters.inits import kaiming
 from rankwise.errors import UsageError
 from rankwise.learning.recipe import Method
-
-EPS = 1e-8  # added to the norm: a token with no response at all gets scores of zero, not NaN
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,15 @@ class SelfActivated:
         if context.sink is not None:
             self.measure(w, blocks, context, site)
         return (w * wide).to(z.dtype)
+
+    def fused(self, blocks: Blocks, scale: float, training: bool) -> Fused | None:
+        """Return the same as one product that reads the chosen values only; None under an ablation."""
+        plain = self.weights == "softmax" and self.selection == "top-k" and self.level == "atom"
+        if not (plain and self.scores == "signed" and self.router == "self" and not self.normalise_keys):
+            return None
+        prune = self.threshold_in_training or not training
+        cut = self.cut(sum(blocks.sizes)) if prune else None
+        return top_atoms(blocks, max(self.top_k, 2), self.temperature, cut, scale)
 
     def score(self, z: Tensor, x: Tensor, blocks: Blocks) -> Tensor:
         """Return s [..., R] in the precision of z, float32 or more: the responses over their norm, over all atoms."""

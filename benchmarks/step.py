@@ -1,0 +1,425 @@
+"""Speed and memory of a training step, of saving and loading, and of many adapters at once, against floor and PEFT.
+
+    python benchmarks/step.py [--reps 9] [--quick] [--write-docs]
+
+The floor is the frozen model: forward, and backward through activations alone to an input perturbation; no way of
+training an adapter is faster. All candidates stand in one process and take turns; times are medians, processor time
+counts (wall time beside it shows what else the machine did). Peak memory is measured in a process each. Writes
+benchmarks/results/step.json (not with --quick); --write-docs renews the tables of docs/speed.md from that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a thread that waits must not count as processor time
+
+import peft
+import torch
+import transformers
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import rankwise
+from rankwise.adapters import Change, Shelf, banks_of, detach, grow, thin_of, using
+
+RESULTS = Path(__file__).parent / "results" / "step.json"
+PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
+MARK = "<!-- below: written by benchmarks/step.py -->"
+SIZES = {"hidden_size": 512, "num_hidden_layers": 6, "intermediate_size": 1376, "num_attention_heads": 8}
+VOCABULARY, SEQUENCE, BATCH, RANK, THREADS = 4096, 256, 4, 16, 2
+Step = Callable[[], object]
+
+
+def base() -> nn.Module:
+    """A Llama with random weights, the same each time."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**SIZES, num_key_value_heads=8, vocab_size=VOCABULARY, max_position_embeddings=SEQUENCE)
+    return LlamaForCausalLM(config).eval()
+
+
+def tokens(rows: int = BATCH, length: int = SEQUENCE) -> torch.Tensor:
+    """Random token ids, the same each time."""
+    return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def ours(method: str, tasks: int = 1) -> nn.Module:
+    """The base with an adapter of so many tasks, only the last of which learns; every value is set."""
+    model = rankwise.adapt(base(), method, rank=RANK)
+    for task in range(1, tasks):
+        wake(model)
+        grow(model, [Change("freeze"), Change("append", str(task + 1), RANK)], seed=0)
+    wake(model)
+    return model.train()
+
+
+@torch.no_grad()
+def wake(model: nn.Module) -> None:
+    """Give the live B small values: nothing is skipped because it is zero."""
+    for _, bank in banks_of(model).values():
+        bank.live["B"].normal_(0.0, 0.01, generator=torch.Generator().manual_seed(2))
+
+
+def theirs() -> nn.Module:
+    """The base with PEFT's LoRA of the same rank on the same seven projections."""
+    return peft.get_peft_model(base(), lora_config()).train()
+
+
+def lora_config() -> peft.LoraConfig:
+    """Rank, scale and sites as ours."""
+    return peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def whole() -> nn.Module:
+    """The base, every weight learning."""
+    return base().requires_grad_(True).train()
+
+
+def floor() -> Step:
+    """Forward and backward through activations alone."""
+    model, batch = base().requires_grad_(False).train(), tokens()
+    nudge = torch.zeros(BATCH, SEQUENCE, SIZES["hidden_size"], requires_grad=True)
+
+    def step() -> None:
+        nudge.grad = None
+        embedded = model.get_input_embeddings()(batch) + nudge
+        model(inputs_embeds=embedded, labels=batch).loss.backward()
+
+    return step
+
+
+def learning(make: Callable[[], nn.Module], *, fused: bool = True) -> Step:
+    """Forward, backward and AdamW on what learns."""
+    model, batch = make(), tokens()
+    rule = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+    def step() -> None:
+        rule.zero_grad(set_to_none=True)
+        with nullcontext() if fused else using(model, fused=False):
+            model(input_ids=batch, labels=batch).loss.backward()
+        rule.step()
+
+    return step
+
+
+CANDIDATES: Mapping[str, Callable[[], Step]] = {
+    "floor": floor,
+    "PEFT LoRA": lambda: learning(theirs),
+    "lora": lambda: learning(partial(ours, "lora")),
+    "lora, plain path": lambda: learning(partial(ours, "lora"), fused=False),
+    "codyra": lambda: learning(partial(ours, "codyra")),
+    "mora, 1 task": lambda: learning(partial(ours, "mora")),
+    "mora, 10 tasks": lambda: learning(partial(ours, "mora", 10)),
+    "mora, 100 tasks": lambda: learning(partial(ours, "mora", 100)),
+    "finetune": lambda: learning(whole),
+}
+"""Name -> what makes the step."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """Medians over repetitions, in milliseconds."""
+
+    cpu: float
+    wall: float
+    fastest_cpu: float
+    reps: int
+
+
+def interleaved(steps: Mapping[str, Step], reps: int) -> dict[str, Time]:
+    """Time `steps` in turns, each round starting one further, after a round that does not count."""
+    names, taken = list(steps), {name: list[tuple[float, float]]() for name in steps}
+    for lap in range(reps + 1):
+        for name in names[lap % len(names) :] + names[: lap % len(names)]:
+            wall, cpu = time.perf_counter(), time.process_time()
+            steps[name]()
+            spent = time.process_time() - cpu, time.perf_counter() - wall
+            if lap:
+                taken[name].append(spent)
+    return {name: summary(spent) for name, spent in taken.items()}
+
+
+def summary(spent: Sequence[tuple[float, float]]) -> Time:
+    """Medians of (processor seconds, wall seconds)."""
+    cpu, wall = ([1e3 * pair[i] for pair in spent] for i in (0, 1))
+    return Time(statistics.median(cpu), statistics.median(wall), min(cpu), len(spent))
+
+
+def over(times: Mapping[str, Time], name: str) -> dict[str, Any]:
+    """Records with ratios to the candidate `name`."""
+    one = times[name]
+    return {
+        key: asdict(t) | {"cpu_ratio": t.cpu / one.cpu, "wall_ratio": t.wall / one.wall, "n": t.reps}
+        for key, t in times.items()
+    }
+
+
+# Memory: each in a process of its own.
+
+
+def peak(name: str) -> float:
+    """MB by which three steps raise this process's peak above what it holds once the model is built."""
+    step = CANDIDATES[name]()
+    with open("/proc/self/statm", encoding="utf-8") as file:
+        held = int(file.read().split()[1]) * resource.getpagesize()
+    for _ in range(3):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held) / 1e6
+
+
+def peaks(names: Sequence[str]) -> dict[str, float]:
+    """`peak` of each name, one process after the other: the median of three where a bar hangs on it."""
+    command = [sys.executable, __file__, "--peak"]
+    found = {}
+    for name in names:
+        runs = 3 if name in ("floor", "PEFT LoRA", "lora") else 1  # the allocator's luck
+        done = [subprocess.run([*command, name], capture_output=True, text=True, check=True) for _ in range(runs)]
+        found[name] = statistics.median(float(run.stdout.split()[-1]) for run in done)
+    return found
+
+
+# Adapters on the disk, and many at once.
+
+
+def files(reps: int) -> dict[str, Any]:
+    """Save and load an adapter, ours and PEFT's, on a base that is there already."""
+    model, other = ours("lora"), theirs()
+    with tempfile.TemporaryDirectory() as folder:
+        count = iter(range(10_000))
+        bases = [base() for _ in range(2)]
+
+        def load_ours() -> None:
+            detach(rankwise.load(bases[0], Path(folder) / "ours"))
+
+        def load_theirs() -> None:
+            peft.PeftModel.from_pretrained(bases[1], Path(folder) / "peft").unload()
+
+        rankwise.save(model, Path(folder) / "ours")
+        other.save_pretrained(Path(folder) / "peft")
+        steps = {
+            "save": lambda: rankwise.save(model, Path(folder) / f"ours-{next(count)}"),
+            "save, PEFT": lambda: other.save_pretrained(Path(folder) / f"peft-{next(count)}"),
+            "load and take off": load_ours,
+            "load and take off, PEFT": load_theirs,
+        }
+        return {name: asdict(t) for name, t in interleaved(steps, reps).items()}
+
+
+def another(most: int, reps: int) -> dict[str, Any]:
+    """Milliseconds of processor time to hold the k-th adapter beside k - 1, ours on a shelf and PEFT's."""
+    taken: dict[str, list[list[float]]] = {"ours": [], "PEFT": []}
+    with tempfile.TemporaryDirectory() as folder:
+        model, path = ours("lora"), Path(folder) / "ours"
+        rankwise.save(model, path)
+        theirs().save_pretrained(Path(folder) / "peft")
+        for _ in range(reps):
+            shelf = rankwise.shelf(base(), {})
+            other = peft.PeftModel.from_pretrained(base(), Path(folder) / "peft", adapter_name="0")
+            adds = {
+                "ours": lambda k, shelf=shelf: shelve(shelf, str(k), path),
+                "PEFT": lambda k, other=other: other.load_adapter(Path(folder) / "peft", adapter_name=str(k)),
+            }
+            for name, add in adds.items():
+                taken[name].append([spent(partial(add, k)) for k in range(1, most + 1)])
+    return {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in taken.items()}
+
+
+def shelve(shelf: Shelf, name: str, path: Path) -> None:
+    """One more adapter from a folder."""
+    from rankwise.saved import shelve
+
+    shelve(shelf, name, path)
+
+
+def spent(do: Step) -> float:
+    """Milliseconds of processor time."""
+    before = time.process_time()
+    do()
+    return 1e3 * (time.process_time() - before)
+
+
+def mixed(rows: int, reps: int, adapters: int = 8) -> dict[str, Any]:
+    """Decode one token a row, rows on `adapters` different adapters: the base alone, PEFT's mixed batch, ours."""
+    batch = tokens(rows, 1)
+    names = [str(row % adapters) for row in range(rows)]
+    bare, other, model = base(), theirs(), ours("lora")
+    shelf = Shelf(base())
+    for i in range(adapters):
+        wake(model)
+        shelf.add(str(i), thin_of(model))
+        other.add_adapter(str(i), lora_config())
+    other.eval()
+
+    def ours_mixed() -> None:
+        with shelf.rows(names):
+            shelf.base(input_ids=batch)
+
+    steps: dict[str, Step] = {
+        "base": lambda: bare(input_ids=batch),
+        "PEFT": lambda: other(input_ids=batch, adapter_names=names),
+        "ours": ours_mixed,
+    }
+    with torch.no_grad():
+        return over(interleaved(steps, reps), "base")
+
+
+# Putting it together.
+
+
+def measured(reps: int, *, quick: bool) -> dict[str, Any]:
+    """Everything, as the file holds it."""
+    names = [name for name in CANDIDATES if not (quick and name in ("mora, 100 tasks", "finetune"))]
+    found: dict[str, Any] = {"machine": machine(), "setting": setting()}
+    found["step"] = over(interleaved({name: CANDIDATES[name]() for name in names}, reps), "floor")
+    found["peak_mb"] = peaks(["floor", "PEFT LoRA", "lora"] if quick else names)
+    found["files"] = files(3 if quick else reps)
+    found["another"] = another(4 if quick else 16, 1 if quick else 5)
+    found["decode"] = {f"{rows} rows": mixed(rows, 5 * reps) for rows in (8, 32)}
+    return found
+
+
+def setting() -> dict[str, Any]:
+    """What was trained."""
+    sizes = {**SIZES, "vocabulary": VOCABULARY, "sequence": SEQUENCE, "batch": BATCH, "rank": RANK}
+    return {**sizes, "dtype": "float32", "sites": "7 projections", "optimiser": "AdamW", "threads": THREADS}
+
+
+def machine() -> dict[str, Any]:
+    """Where, in general words."""
+    versions = {module.__name__: module.__version__ for module in (torch, transformers, peft)}
+    cores = f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, no GPU"
+    return {"cores": cores, "system": platform.system(), "python": platform.python_version(), **versions}
+
+
+BARS: Sequence[tuple[str, Callable[[dict[str, Any]], float], float]] = (
+    ("lora, step over the floor", lambda r: r["step"]["lora"]["cpu_ratio"], 1.10),
+    ("lora, step over PEFT's", lambda r: r["step"]["lora"]["cpu"] / r["step"]["PEFT LoRA"]["cpu"], 0.95),
+    ("lora, extra memory over PEFT's", lambda r: extra(r, "lora") / extra(r, "PEFT LoRA"), 0.40),
+    ("mora with one task's atoms, step over the floor", lambda r: r["step"]["mora, 1 task"]["cpu_ratio"], 1.20),
+    ("mora with 10 tasks' atoms", lambda r: r["step"]["mora, 10 tasks"]["cpu_ratio"], 1.35),
+    ("a shelf's last four adapters of 16 over its first four", lambda r: growth(r["another"]["ours"]), 1.2),
+    ("decode, 8 adapters in 8 rows, over PEFT's", lambda r: mixed_ratio(r, "8 rows"), 0.70),
+    ("decode, 8 adapters in 32 rows, over PEFT's", lambda r: mixed_ratio(r, "32 rows"), 0.70),
+)
+"""What is to be reached: name, its value in the results, the largest that will do."""
+
+
+def extra(results: Mapping[str, Any], name: str) -> float:
+    """MB over the floor's peak."""
+    return results["peak_mb"][name] - results["peak_mb"]["floor"]
+
+
+def growth(taken: Sequence[float]) -> float:
+    """Median of the last four over that of the first four."""
+    return statistics.median(taken[-4:]) / statistics.median(taken[:4])
+
+
+def mixed_ratio(results: Mapping[str, Any], rows: str) -> float:
+    """Our time over PEFT's."""
+    return results["decode"][rows]["ours"]["cpu"] / results["decode"][rows]["PEFT"]["cpu"]
+
+
+def tables(r: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    where = ", ".join(
+        str(value) if key in ("cores", "system") else f"{key} {value}" for key, value in r["machine"].items()
+    )
+    steps = [
+        [name, f"{t['cpu']:.0f}", f"**{t['cpu_ratio']:.3f}**", f"{t['wall_ratio']:.3f}", mb(r, name)]
+        for name, t in r["step"].items()
+    ]
+    decode = [
+        [rows, *(f"{times[name]['cpu']:.1f}" for name in times), f"{mixed_ratio(r, rows):.2f}"]
+        for rows, times in r["decode"].items()
+    ]
+    disk = [[name, f"{t['cpu']:.0f}", f"{t['wall']:.0f}"] for name, t in r["files"].items()]
+    ks = [k for k in (1, 2, 4, 8, 16) if k <= len(r["another"]["ours"])]
+    adding = [[name, *(f"{times[k - 1]:.0f}" for k in ks)] for name, times in r["another"].items()]
+    reps = r["step"]["floor"]["reps"]
+    bars = [
+        [name, f"{value(r):.3f}", f"{bar:.2f}", "yes" if value(r) <= bar else "no"]
+        for name, value, bar in BARS
+        if not missing(value, r)
+    ]
+    return "\n\n".join(
+        [
+            f"Measured on {where}; {r['setting']['threads']} threads; {reps} repetitions.",
+            "### What was to be reached",
+            table(["", "measured", "at most", "reached"], bars),
+            "### A training step",
+            table(["", "CPU ms", "over the floor, CPU", "wall", "extra peak memory, MB"], steps),
+            "### Decoding with 8 adapters in one batch, one token a row",
+            table(["", "base, CPU ms", "PEFT, mixed batch", "ours, `shelf`", "ours over PEFT"], decode),
+            "### Holding one more adapter, CPU ms for the k-th",
+            table(["", *(f"k = {k}" for k in ks)], adding),
+            "### Saving and loading",
+            table(["", "CPU ms", "wall ms"], disk),
+        ]
+    )
+
+
+def missing(value: Callable[[dict[str, Any]], float], results: dict[str, Any]) -> bool:
+    """Whether a quick run left out what `value` reads."""
+    try:
+        value(results)
+    except KeyError:
+        return True
+    return False
+
+
+def mb(results: Mapping[str, Any], name: str) -> str:
+    """Extra peak memory as a cell."""
+    return f"{extra(results, name):.0f}" if name in results["peak_mb"] else "-"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_docs(results: dict[str, Any]) -> None:
+    """Renew what stands below the mark in docs/speed.md."""
+    above = PAGE.read_text(encoding="utf-8").split(MARK)[0]
+    PAGE.write_text(f"{above}{MARK}\n\n{tables(results)}\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reps", type=int, default=9)
+    parser.add_argument("--quick", action="store_true", help="3 repetitions, the larger candidates left out, no file")
+    parser.add_argument("--write-docs", action="store_true", help="only write docs/speed.md, from the file")
+    parser.add_argument("--peak", metavar="NAME", help="only measure the peak memory of one candidate")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(THREADS)
+    if given.peak:
+        print(peak(given.peak))
+    elif given.write_docs:
+        write_docs(json.loads(RESULTS.read_text(encoding="utf-8")))
+    else:
+        results = measured(3 if given.quick else given.reps, quick=given.quick)
+        print(tables(results))
+        if not given.quick:
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -27,10 +27,10 @@ def test_the_default_folder_is_free(monkeypatch, tmp_path, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["folder"] == "runs/demo-seed2-2"
 
 
-def test_ctrl_c_says_where_the_finished_runs_are(monkeypatch, tmp_path, capsys) -> None:
+def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path, capsys) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demonstration, "demo", interrupted)
     assert main(["demo", "--out", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == f"stopped; the runs that were finished are under {tmp_path}\n"
+    assert capsys.readouterr().err == f"stopped; the same command with --out {tmp_path} goes on\n"

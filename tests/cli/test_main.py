@@ -194,8 +194,18 @@ def test_version(helps) -> None:
     ("error", "code", "line"),
     [
         (RankwiseError("a: b; c"), 1, "error: a: b; c\n"),
-        (PermissionError(13, "Permission denied", "x"), 1, "error: [Errno 13] Permission denied: 'x'\n"),
-        (KeyboardInterrupt(), 130, "stopped\n"),
+        (
+            PermissionError(13, "Permission denied", "x"),
+            1,
+            "error: [Errno 13] Permission denied: 'x'; check the permissions of the folder or choose another one\n",
+        ),
+        (KeyboardInterrupt(), 130, "stopped; what was written is whole, the same command goes on\n"),
+        (MemoryError(), 1, f"error: memory ran out: no more to be had; {cli.SMALLER}\n"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            1,
+            f"error: memory ran out: [enforce fail] DefaultCPUAllocator: can't allocate memory; {cli.SMALLER}\n",
+        ),
     ],
 )
 def test_what_goes_wrong_is_told_without_a_traceback(monkeypatch, capsys, error, code: int, line: str) -> None:
@@ -205,6 +215,15 @@ def test_what_goes_wrong_is_told_without_a_traceback(monkeypatch, capsys, error,
     monkeypatch.setattr(cli, "app", fails)
     assert main(["methods"]) == code
     assert capsys.readouterr().err == line
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault in the program")
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(RuntimeError, match="a fault in the program"):
+        main(["methods"])
 
 
 def test_several_faults_are_several_lines(tmp_path, capsys) -> None:

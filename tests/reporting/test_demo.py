@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,18 @@ def test_it_prints_both_matrices_all_summaries_and_every_folder(outcome) -> None
     assert all(f"{label}: {run['path']}" in lines for label, run in outcome["runs"].items())
     assert any(line.startswith("wall time: ") for line in lines)
     assert all(f"- {sentence}" in lines for sentence in outcome["reading"])
+
+
+def test_it_leaves_a_page_of_each_run_and_one_of_all(outcome) -> None:
+    whole = Path(outcome["report"]).read_text()
+    assert Path(outcome["report"]).parent == Path(outcome["runs"]["mora"]["path"]).parent
+    assert all(escape(sentence, quote=False) in whole for sentence in outcome["reading"])
+    for run in outcome["runs"].values():
+        score = run["results"]["final_average"]
+        assert f"{score:.3f}" in whole and f"{score:.3f}" in (Path(run["path"]) / "report.html").read_text()
+    file = io.StringIO()
+    show_demo(outcome, Console(file=file))
+    assert f"report: {outcome['report']}" in file.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("size", [FULL, FAST])

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from rankwise.learning.run import Watch
+from rankwise.reporting.tables import Table, matrix_table, show, verdict
 from rankwise.reporting.terminal import Bar, Lines, duration, progress, show_results
 
 
@@ -112,6 +114,7 @@ def test_the_bar_shows_place_steps_and_loss_and_keeps_the_scores(monkeypatch) ->
 def test_results_end_with_the_folder() -> None:
     results = {
         "method": "lora",
+        "stream": "birds",
         "tasks": ["a"],
         "metric": "accuracy",
         "matrix": [[0.5]],
@@ -130,3 +133,50 @@ def test_results_end_with_the_folder() -> None:
     assert lines[-1] == f"run directory: runs/{'x' * 200}"
     assert lines[-2] == "12,345 trainable parameters, 1 min 1 s, at most 512 MiB of memory"
     assert "lora           0.50                          -               0.50              0.25" in lines
+
+
+MATRIX = {
+    "method": "lora",
+    "stream": "birds",
+    "metric": "accuracy",
+    "tasks": ["first-task", "second-task", "third-task"],
+    "matrix": [[1.0, None, None], [0.95, 0.9, None], [0.5, 0.9, 0.8]],
+    "zero_shot": [None] * 3,
+    "final_average": 0.7333,
+    "forgetting_first_minus_last": 0.25,
+}
+
+
+def shown(table: Table, width: int, **settings: Any) -> list[str]:
+    file = io.StringIO()
+    show(table, Console(file=file, force_terminal=True, width=width, **settings))
+    return file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [24, 32, 40, 60, 100, 200])
+def test_no_number_is_lost_on_a_narrow_terminal(width) -> None:
+    lines = shown(matrix_table(MATRIX, width=width), width, color_system=None)
+    text = " ".join(lines)
+    assert all(f"{score:.2f}" in text for score in (1.0, 0.5, 0.9, 0.8))
+    assert "…" not in text
+    rows = Table("means", ("run", "final average", "seeds"), (("lora train.lr=0.001", "0.50 [0.40, 0.60]", "3"),))
+    text = " ".join(shown(rows, width, color_system=None))
+    assert "0.50 [0.40, 0.60]" in text and "train.lr=0.001" in text and "…" not in text
+
+
+def test_what_was_lost_is_red_where_there_are_colours(monkeypatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    red = "\x1b[31m"
+    lines = shown(matrix_table(MATRIX, width=100), 100, color_system="standard")
+    assert [line.count(red) for line in lines if line.strip()[:1].isdigit()] == [0, 0, 1]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not any(red in line for line in shown(matrix_table(MATRIX, width=100), 100, color_system="standard"))
+
+
+def test_one_line_says_how_it_went() -> None:
+    assert verdict(MATRIX) == (
+        "lora on birds: 3 of 3 tasks learnt, 0.73 on average at the end; lost since learnt: 0.25, "
+        "most on first-task (1.00 to 0.50)"
+    )
+    begun = {**MATRIX, "matrix": MATRIX["matrix"][:1], "final_average": None, "forgetting_first_minus_last": None}
+    assert verdict(begun) == "lora on birds: 1 of 3 tasks learnt, - on average at the end"

@@ -14,7 +14,7 @@ from typing import Any
 
 from rankwise.config import load_config
 from rankwise.errors import DataError, UsageError, nearest
-from rankwise.files import load_json
+from rankwise.files import load_object
 from rankwise.learning.intervals import bootstrap_interval, difference
 from rankwise.learning.metrics import Interval, mean_interval
 from rankwise.reporting.tables import SUMMARY, Table
@@ -108,12 +108,12 @@ def _whole(folders: Sequence[Path], notes: list[str]) -> list[Saved]:
         if not (folder / "results.json").is_file():
             notes.append(f"{folder} is left out: it is not finished; `rankwise resume {folder}`")
             continue
-        results = load_json(folder / "results.json", LARGEST_RESULTS)
+        results = load_object(folder / "results.json", LARGEST_RESULTS, keys=("matrix", "tasks"))
         if len(results["matrix"]) < len(results["tasks"]):
             learnt = f"{len(results['matrix'])} of {len(results['tasks'])} tasks"
             notes.append(f"{folder} is left out: it has learnt {learnt}; `rankwise resume {folder}`")
             continue
-        found.append(Saved(folder, results, _flat(load_config(folder / "config.toml").model_dump())))
+        found.append(Saved(folder, results, settings_of(folder)))
     if not found:
         raise DataError("\n".join(["none of these runs is finished, so there is nothing to compare", *notes]))
     return found
@@ -123,6 +123,11 @@ def _numbers(runs: Sequence[Saved]) -> list[str]:
     """Return the keys of results.json that hold a number, or None where it is not known."""
     pairs = (pair for run in runs for pair in run.results.items())
     return sorted({key for key, value in pairs if isinstance(value, int | float | None) and key != "seed"})
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return the complete config of a run, one entry a key, as in {"train.lr": 0.001}."""
+    return _flat(load_config(folder / "config.toml").model_dump())
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -245,13 +250,17 @@ def _differences_table(table: Mapping[str, Any]) -> Table | None:
             found["label"],
             _title(found["key"]),
             ends(found, sign=True),
-            f"{len(found['seeds'])} pairs" if found["seeds"] else "unpaired",
+            _pairs(len(found["seeds"])),
             f"{found['higher']}/{len(found['seeds'])}" if found["seeds"] else "-",
         )
         for found in table["differences"]
     ]
     columns = ("method", "figure", "difference", "over", "higher in")
     return Table(f"minus {table['baseline']}", columns, tuple(rows), numbers_from=2) if rows else None
+
+
+def _pairs(count: int) -> str:
+    return f"{count} pair{'s' * (count > 1)}" if count else "unpaired"
 
 
 def _title(key: str) -> str:

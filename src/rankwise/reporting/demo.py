@@ -12,7 +12,9 @@ from rich.console import Console
 
 from rankwise import api
 from rankwise.config import merged
+from rankwise.errors import UsageError
 from rankwise.learning.run import Watch
+from rankwise.reporting.page import left_behind
 from rankwise.reporting.tables import matrix_table, number, show, summary_table
 from rankwise.reporting.terminal import duration
 
@@ -65,21 +67,40 @@ def free_folder(seed: int) -> Path:
 
 
 def demo(folder: Path, seed: int = 0, size: Size = FULL, watch: Watch | None = None) -> dict[str, Any]:
-    """Learn every one of RUNS under `folder`.
+    """Learn every one of RUNS under `folder`; one that was stopped, or killed, goes on where it was.
 
     Returns:
-        JSON values: settings, wall_seconds, runs (label -> path and results), reading (what the figures say).
+        JSON values: settings, wall_seconds, runs (label -> path and results), reading (what the figures say), report
+        (the page that compares them; each run has its own beside its results).
+
+    Raises:
+        UsageError: a run of another demonstration lies there.
 
     """
     watch, start, runs = watch or Watch(), time.monotonic(), {}
     for i, label in enumerate(RUNS):
         watch.note(f"run {i + 1}/{len(RUNS)}: {label}")
-        done = api.run(config_of(label, seed, size), out=folder / label, watch=watch)
+        done = _learnt(config_of(label, seed, size), folder / label, watch)
+        left_behind(done.path, watch)
         runs[label] = {"path": str(done.path), "results": done.results}
     results = {label: run["results"] for label, run in runs.items()}
     seconds = round(time.monotonic() - start, 1)
     settings = {"seed": seed, **asdict(size)}
-    return {"settings": settings, "wall_seconds": seconds, "runs": runs, "reading": reading(results, seed, size)}
+    said = reading(results, seed, size)
+    page = left_behind(folder, watch, [folder / label for label in RUNS], said)
+    return {
+        **{"settings": settings, "wall_seconds": seconds, "runs": runs, "reading": said},
+        "report": None if page is None else str(page),
+    }
+
+
+def _learnt(config: dict[str, Any], folder: Path, watch: Watch) -> api.Run:
+    """Learn one run, or what is left of it."""
+    if not (folder / "config.toml").is_file():
+        return api.run(config, out=folder, watch=watch)
+    if api.resolve(config)[0] != api.resolve(folder / "config.toml")[0]:
+        raise UsageError(f"{folder}: holds a run with other settings; choose another --out")
+    return api.resume(folder, watch=watch)
 
 
 def reading(results: Mapping[str, Mapping[str, Any]], seed: int, size: Size) -> list[str]:
@@ -120,6 +141,7 @@ def show_demo(outcome: Mapping[str, Any], console: Console | None = None) -> Non
         console.print()
     show(summary_table(results), console)
     lines = ["", *(f"{label}: {run['path']}" for label, run in outcome["runs"].items())]
+    lines += [f"report: {outcome['report']}"] if outcome["report"] else []
     lines += [f"wall time: {duration(outcome['wall_seconds'])}", "", "How to read this"]
     lines += [f"- {line}" for line in outcome["reading"]]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=not console.is_terminal)

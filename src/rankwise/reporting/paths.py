@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rankwise.reporting import plots
+from rankwise.reporting.drawing import Drawing, Line, axis, line_chart
 from rankwise.reporting.tables import Table, number
-
-if TYPE_CHECKING:
-    import altair
-
-WIDTH, HEIGHT = 420, 260
-"""Pixels of the plot."""
 
 
 def path_table(measured: Mapping[str, Any]) -> Table:
@@ -36,34 +31,20 @@ def path_table(measured: Mapping[str, Any]) -> Table:
     return Table(title, header, tuple(rows), bold=frozenset({(best, 5)}))
 
 
-def path_chart(measured: Mapping[str, Any]) -> altair.LayerChart:
-    """Return the losses and the scores along the line, a colour a task, the score dashed.
-
-    Raises UsageError where the extra `report` is not installed.
-    """
-    alt = plots.altair_module()
-    points = [
-        {"alpha": alpha, "task": task, "what": what, "value": value}
-        for what, table in (("loss", measured["losses"]), (measured["metric"], measured["scores"]))
-        for task in measured["tasks"]
-        for alpha, value in zip(measured["alphas"], table[task], strict=True)
-    ]
+def path_chart(measured: Mapping[str, Any]) -> Drawing:
+    """Return the losses and the scores along the line, a line for each on each task."""
     first, second = measured["tasks"]
-    base = alt.Chart(alt.Data(values=points)).encode(
-        x=alt.X("alpha:Q", title=f"after {first} (0) to after {second} (1)"),
-        y=alt.Y("value:Q", title=f"loss, {measured['metric']}"),
-        color=alt.Color("task:N", sort=measured["tasks"], title="on"),
-        strokeDash=alt.StrokeDash("what:N", sort=["loss", measured["metric"]], title="value"),
-    )
-    chart = base.mark_line(strokeWidth=2) + base.mark_point(filled=True, size=36)
-    title = {"text": "On the straight line between two tasks", "subtitle": [f"{first} and {second}"]}
-    return plots.styled(chart.properties(title=title, width=WIDTH, height=HEIGHT))
+    kinds = ((f"{measured['metric']} on", measured["scores"]), ("loss on", measured["losses"]))
+    named = [(f"{kind} {task}", table[task]) for kind, table in kinds for task in (first, second)]
+    lines = [Line(label, list(zip(measured["alphas"], y, strict=True)), i) for i, (label, y) in enumerate(named)]
+    x = axis(f"after {first} (0) to after {second} (1)", [], 0.0, 1.0)
+    y = axis("", [value for _, values in named for value in values], 0.0)
+    ends = "; ".join(f"{label}: {values[0]:.3f} to {values[-1]:.3f}" for label, values in named)
+    return line_chart(lines, x, y, f"On the straight line between two tasks. {ends}")
 
 
-def draw(measured: Mapping[str, Any], folder: Path, plot: Path | None) -> Path | None:
-    """Write the plot to `plot`, or into `folder` where plots can be drawn; return where, None if not at all."""
-    if plot is None and not plots.possible():
-        return None
+def draw(measured: Mapping[str, Any], folder: Path, plot: Path | None) -> Path:
+    """Write the plot to `plot` (.svg or .png), or as SVG into `folder`; return where."""
     path = plot or folder / f"path-{'-'.join(measured['tasks'])}.svg"
     plots.write(path_chart(measured), path)
     return path

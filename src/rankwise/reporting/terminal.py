@@ -14,7 +14,7 @@ from rich import progress as bars
 from rich.console import Console
 
 from rankwise.learning.run import Watch
-from rankwise.reporting.tables import matrix_table, number, show, summary_table
+from rankwise.reporting.tables import matrix_table, number, show, summary_table, verdict
 
 SPEAK_SECONDS = 10.0
 """A line at least this often while steps are done, so that a job that is alive is seen to be."""
@@ -132,8 +132,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
 
 
-def show_results(results: Mapping[str, Any], path: Path, console: Console | None = None) -> None:
-    """Print a run's matrix, its summary, what it took and where it lies."""
+def show_results(
+    results: Mapping[str, Any], path: Path, console: Console | None = None, report: Path | None = None
+) -> None:
+    """Print a run's matrix, its summary, what it took, where it lies and where its report is."""
     if os.environ.get("RANK", "0") != "0":
         return
     console = console or Console(file=sys.stdout)
@@ -142,7 +144,9 @@ def show_results(results: Mapping[str, Any], path: Path, console: Console | None
     show(summary_table({results["method"]: results}), console)
     took, memory = duration(results["wall_seconds"]), results["peak_memory_bytes"] / 2**20
     lines = (
+        verdict(results),
         f"{results['trainable_parameters']:,} trainable parameters, {took}, at most {memory:,.0f} MiB of memory",
         f"run directory: {path}",
+        *([f"report: {report}"] if report else []),
     )
     console.print("\n" + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ STAMP = $(VENV)/.installed
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint style types layers bench docs clean
+.PHONY: help install demo test test-slow lint style types layers bench docs site clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -60,9 +60,14 @@ bench: $(STAMP) ## run each benchmark; results are JSON files beside it
 	done; \
 	[ -n "$$found" ] || { echo "error: benchmarks/ holds no benchmark" >&2; exit 1; }
 
-docs: $(STAMP) ## run every example in the docstrings and pages, check the commands and links they name
-	@"$(BIN)/python" -m pytest -q -m "" --doctest-modules --doctest-glob='*.md' src/rankwise docs README.md CONTRIBUTING.md
+docs: site ## the site, then every snippet of its pages and example of the docstrings
+	@"$(BIN)/python" -m pytest -q -m "" tests/test_docs.py tests/test_tutorial.py tests/test_examples.py
 	@"$(BIN)/python" -m pytest -q tests/test_house.py -k pages
+
+site: $(STAMP) ## build the documentation into build/docs/site
+	@"$(BIN)/python" scripts/docs build/docs
+	@"$(BIN)/zensical" build --strict --clean -f build/docs/mkdocs.yml
+	@echo "build/docs/site/index.html; with its search: $(BIN)/python -m http.server -d build/docs/site"
 
 clean: ## remove the virtual environment and what tools left behind
 	rm -rf "$(VENV)" .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rankwise.errors import ConflictError, UsageError, nearest
+from rankwise.errors import ConflictError, UsageError, closest, nearest
 
 if TYPE_CHECKING:
     from rankwise.learning.recipe import Method
@@ -27,7 +27,7 @@ _modules: list[str] = []
 
 def slugs() -> list[str]:
     """Return the names of all methods: this package's files, then those of plug-ins and modules that the user named."""
-    return [*_own(), *sorted({*_plugins(), *_added} - set(_own()))]
+    return [*own(), *sorted({*_plugins(), *_added} - set(own()))]
 
 
 def method(slug: str) -> Method:
@@ -35,7 +35,7 @@ def method(slug: str) -> Method:
     known = slugs()
     if slug not in known:
         raise UsageError(f"method {slug!r} does not exist; {nearest(slug, known)}")
-    if slug in _own():
+    if slug in own():
         return importlib.import_module(f"rankwise.papers.{slug.replace('-', '_')}").METHOD
     return _added[slug] if slug in _added else _plugins()[slug].load()
 
@@ -71,7 +71,8 @@ def _methods_of(module: str) -> list[Method]:
     try:
         names = vars(importlib.import_module(module))
     except ModuleNotFoundError as error:
-        where = "start from the folder it lies in, or install it"
+        near = closest(module, [file.stem for file in Path().glob("*.py")])
+        where = "start from the folder it lies in, or install it" if near is None else f"did you mean {near!r}?"
         raise UsageError(f"module {module!r}: no module named {error.name!r} was found; {where}") from error
     found = names["METHODS"] if "METHODS" in names else [names[key] for key in ("METHOD",) if key in names]
     if not found:
@@ -81,7 +82,8 @@ def _methods_of(module: str) -> list[Method]:
     return list(found)
 
 
-def _own() -> list[str]:
+def own() -> list[str]:
+    """Return the names of this package's methods, by listing its files."""
     files, folders = Path(__file__).parent.glob("[!_]*.py"), Path(__file__).parent.glob("[!_]*/__init__.py")
     return sorted(name.replace("_", "-") for name in [*(p.stem for p in files), *(p.parent.name for p in folders)])
 

@@ -1,4 +1,15 @@
-"""ALLoRA: rows of the update learn the faster the smaller they are, by a factor inside the backward (2410.09692)."""
+"""ALLoRA: rows of the update learn the faster the smaller they are, by a factor inside the backward (2410.09692).
+
+    y = W x + B A x;    no scale (alpha / r)
+    c_i = 1 / sqrt(||(B A)_i|| + 1 / eta^2)        one number a row of B A, a constant of the step
+    g_B = (c * D)^T z,    g_A = (B^T (c * D))^T x,    the gradient to x as without c
+
+| symbol | shape | meaning |
+|---|---|---|
+| D | [tokens, out] | gradient of the loss by y |
+| z | [tokens, r] | A x |
+| c | [out] | pace of each row: eta where the row is zero, less as it grows |
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""AltLoRA+: the alternating projections with an elementwise second moment (arXiv 2505.12455)."""
+"""AltLoRA+: the alternating projections with an elementwise second moment (arXiv 2505.12455).
+
+    M, g~ as in AltLoRA;    V <- beta2 V + (1 - beta2) g~ * g~
+    factor <- factor - lr M / (sqrt(V) + eps)                                             (algorithm 2)
+
+| symbol | shape | meaning |
+|---|---|---|
+| g~ | as the factor | the closed form of its gradient |
+| M, V | as the factor | first and second moment, both divided by 1 - beta^n |
+"""
 
 from __future__ import annotations
 

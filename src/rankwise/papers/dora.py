@@ -1,4 +1,13 @@
-"""DoRA: the length of each row of the weight learns by itself, factors turn its direction (arXiv 2402.09353)."""
+"""DoRA: the length of each row of the weight learns by itself, factors turn its direction (arXiv 2402.09353).
+
+    V = W + s B A,    n_i = ||V_i||,    W' = diag(m / n) V,    m = ||W_i|| at the start
+    y = (m / n) * (V x) + bias;    n is a constant in the backward (section 4.3)
+
+| symbol | shape | meaning |
+|---|---|---|
+| n | [out] | length of each row of V |
+| m | [out] | learned length of each row |
+"""
 
 from __future__ import annotations
 

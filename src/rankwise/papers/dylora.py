@@ -1,4 +1,14 @@
-"""DyLoRA: each step trains one prefix of the ranks, so that every prefix is an adapter by itself (arXiv 2210.07558)."""
+"""DyLoRA: each step trains one prefix of the ranks, so that every prefix is an adapter by itself (arXiv 2210.07558).
+
+    step:  b ~ uniform {smallest .. r}, the same at all sites
+    y = W x + (s r / b) B[:, :b] A[:b] x;    only the first b ranks (or the b-th alone) may move
+    end:   keep the first `keep` ranks, or the smallest prefix whose validation loss is within `tolerance`
+
+| symbol | shape | meaning |
+|---|---|---|
+| b | number | prefix that acts in this step; without a draw all r ranks act |
+| A[:b], B[:, :b] | [b, in], [out, b] | its ranks |
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,17 @@
-"""Elastic weight consolidation with one LoRA through the stream: its factors are held where earlier tasks left them."""
+"""Elastic weight consolidation with one LoRA through the stream: its factors are held where earlier tasks left them.
+
+    L = loss(x, y) + strength sum F (theta - theta*)^2        from the second task on
+    task end:  F <- decay F + mean over rows of g * g,  theta* <- theta
+
+| symbol | shape | meaning |
+|---|---|---|
+| theta, theta* | as A and B | the factors, and where the last task left them |
+| F | as A and B | diagonal of the Fisher information: how much each value mattered |
+| g | as A and B | gradient of one example's loss |
+
+The adapter is one `lora` through the stream; the penalty is the strategy `ewc`. There is no factor 1/2, as in Mammoth
+and Avalanche.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Full fine-tuning in sequence: every weight of the base learns, nothing protects the past."""
+"""Full fine-tuning in sequence: every weight of the base learns, nothing protects the past.
+
+    W <- W - lr AdamW(dL/dW)        for every weight of the base, task after task
+
+| symbol | shape | meaning |
+|---|---|---|
+| W | [out, in] | any weight of the base |
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""HiRA: the base's weight times a low-rank matrix, elementwise: an update of high rank (ICLR 2025)."""
+"""HiRA: the base's weight times a low-rank matrix, elementwise: an update of high rank (ICLR 2025).
+
+    y = W x + s (W * (B A)) x;    * elementwise;    A Kaiming, B = 0 at the start
+
+The update has up to rank(W) times r ranks, from the parameters of a LoRA; it is small where the weight is.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""One adapter a task, chosen by an oracle that knows the task of every test example: no interference, no transfer."""
+"""One adapter a task, chosen by an oracle that knows the task of every test example: no interference, no transfer.
+
+    task t:   y = W x + s B_t A_t x        in training and at test time: the task of a test example is known
+
+| symbol | shape | meaning |
+|---|---|---|
+| A_t, B_t | [r, in], [out, r] | the block of task t; frozen when the task ends |
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Joint training: one adapter on all tasks at once, the upper bound of a stream."""
+"""Joint training: one adapter on all tasks at once, the upper bound of a stream.
+
+    A, B <- argmin of sum over tasks t of L_t(W + s B A)
+
+Every batch is drawn from the rows of all tasks. Nothing can be forgotten: sequential methods are measured against it.
+"""
 
 from __future__ import annotations
 

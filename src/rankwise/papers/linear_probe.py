@@ -1,4 +1,12 @@
-"""The base as it is: only the head's rows learn."""
+"""The base as it is: only the head's rows learn.
+
+    scores = C f(x);    C learns, the features f of the base stay as they are
+
+| symbol | shape | meaning |
+|---|---|---|
+| f(x) | [features] | pooled features of the base |
+| C | [classes, features] | the head's rows |
+"""
 
 from __future__ import annotations
 

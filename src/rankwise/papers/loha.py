@@ -1,4 +1,12 @@
-"""LoHa: the elementwise product of two low-rank matrices, of up to rank^2 ranks (FedPara, arXiv 2108.06098)."""
+"""LoHa: the elementwise product of two low-rank matrices, of up to rank^2 ranks (FedPara, arXiv 2108.06098).
+
+    y = W x + s ((B1 A1) * (B2 A2)) x;    * elementwise;    B2 = 0 at the start
+
+| symbol | shape | meaning |
+|---|---|---|
+| A1, A2 | [r, in] | down factors, ~ N(0, 1) |
+| B1, B2 | [out, r] | up factors; B1 ~ N(0, 0.1^2), B2 zero |
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""LoKr: the Kronecker product of a small matrix and a low-rank one (arXiv 2309.14859)."""
+"""LoKr: the Kronecker product of a small matrix and a low-rank one (arXiv 2309.14859).
+
+    y = W x + s (C kron (B A)) x;    B = 0 at the start
+
+The rank of a Kronecker product is the product of the ranks, so few parameters reach a high rank.
+"""
 
 from __future__ import annotations
 

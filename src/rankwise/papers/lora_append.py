@@ -1,4 +1,11 @@
-"""A LoRA block for each task, old ones frozen, all of them summed: growth without a gate."""
+"""A LoRA block for each task, old ones frozen, all of them summed: growth without a gate.
+
+    task t:   y = W x + s sum_{i<=t} B_i A_i x;    A_t, B_t learn, earlier blocks are frozen
+
+| symbol | shape | meaning |
+|---|---|---|
+| A_i, B_i | [r, in], [out, r] | the block of task i; B_i = 0 when it comes |
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""LoRA-FA: the down factor stays as it was drawn, only the up factor learns (arXiv 2308.03303)."""
+"""LoRA-FA: the down factor stays as it was drawn, only the up factor learns (arXiv 2308.03303).
+
+    y = W x + s B A x;    A stays at its Kaiming draw, B <- B - lr AdamW(g_B)
+    project = true:  g_B <- (1/s^2) g_B (A A^T + ridge)^-1, the best image of the full gradient in A's rows
+
+| symbol | shape | meaning |
+|---|---|---|
+| g_B | [out, r] | gradient of B |
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""LoRA+: the up factor learns faster than the down factor (arXiv 2402.12354)."""
+"""LoRA+: the up factor learns faster than the down factor (arXiv 2402.12354).
+
+    A <- A - lr AdamW(g_A);    B <- B - ratio lr AdamW(g_B)
+
+| symbol | shape | meaning |
+|---|---|---|
+| g_A, g_B | [r, in], [out, r] | gradients of the factors |
+| ratio | number | 16 in the paper |
+"""
 
 from __future__ import annotations
 

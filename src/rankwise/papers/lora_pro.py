@@ -1,4 +1,14 @@
-"""LoRA-Pro: the pair of gradients whose joint move comes nearest to that of the full gradient (arXiv 2407.18242)."""
+"""LoRA-Pro: the pair of gradients whose joint move comes nearest to that of the full gradient (arXiv 2407.18242).
+
+    g_A* = (1/s^2) (B^T B)^-1 g_A + X A
+    g_B* = (1/s^2) (I - B (B^T B)^-1 B^T) g_B (A A^T)^-1 - B X,      then the run's own rule (AdamW)
+
+| symbol | shape | meaning |
+|---|---|---|
+| g_A, g_B | [r, in], [out, r] | gradients of the factors |
+| g_A*, g_B* | the same | those whose joint move of s B A comes nearest to the full gradient |
+| X | [r, r] | moves no product; the default makes g* nearest to g (a Sylvester equation) |
+"""
 
 from __future__ import annotations
 

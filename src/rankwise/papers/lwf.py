@@ -1,4 +1,15 @@
-"""Learning without forgetting with one LoRA through the stream: old classes are answered as before, on new data."""
+"""Learning without forgetting with one LoRA through the stream: old classes are answered as before, on new data.
+
+    L = loss(x, y) + weight KL(softmax(t(x) / T) || softmax(f(x) / T))        over the old classes, on new rows
+
+| symbol | shape | meaning |
+|---|---|---|
+| f | [n, old classes] | scores of the model as it is |
+| t | [n, old classes] | scores of the model as it was before the task |
+| T | number | temperature |
+
+The adapter is one `lora` through the stream; the loss is the strategy `lwf`, whose `form = "multi-class"` is LwF.MC.
+"""
 
 from __future__ import annotations
 

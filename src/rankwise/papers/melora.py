@@ -1,4 +1,9 @@
-"""MELoRA: an ensemble of mini LoRAs on blocks of the coordinates, more rank for the same parameters (2402.17263)."""
+"""MELoRA: an ensemble of mini LoRAs on blocks of the coordinates, more rank for the same parameters (2402.17263).
+
+    y = W x + s blockdiag(B_1 A_1, ..., B_E A_E) x
+
+Mini LoRA e reads the e-th share of the input's coordinates and writes the e-th share of the output's.
+"""
 
 from __future__ import annotations
 

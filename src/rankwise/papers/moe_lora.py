@@ -1,4 +1,12 @@
-"""A routed mixture of LoRA experts: a sparse softmax router over groups of ranks, with a loss that balances them."""
+"""A routed mixture of LoRA experts: a sparse softmax router over groups of ranks, with a loss that balances them.
+
+    g = softmax over the k largest of R x;    y = W x + s sum_e g_e B_e A_e x;    loss + balance
+
+| symbol | shape | meaning |
+|---|---|---|
+| R | [E, in] | router |
+| g | [tokens, E] | weights of the experts; k of them are not zero |
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""QLoRA: a LoRA on a base whose weights are held in 4 bits (arXiv 2305.14314)."""
+"""QLoRA: a LoRA on a base whose weights are held in 4 bits (arXiv 2305.14314).
+
+    y = dequantise(Q) x + s B A x;    A and B in float32, learnt as in `lora`
+
+| symbol | shape | meaning |
+|---|---|---|
+| Q | [out, in] in 4 bits | NF4 in blocks of 64 values whose scales are quantised too; it never learns |
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
 | symbol | shape | meaning |
 |---|---|---|
 | x, y | rows, [n] | the batch of the current task |
-| x', y' | rows, [m] | a draw from the buffer of earlier training rows, ranked among all classes seen |
+| x', y' | rows, [m] | a draw from the buffer of earlier training rows; both are ranked among all classes seen |
 
 The adapter is one `lora` through the stream; the loss is the strategy `replay`, which goes with most methods.
 """

@@ -1,4 +1,12 @@
-"""Riemannian-preconditioned LoRA: both factors' gradients, each solved with the other's Gram matrix (2402.02347)."""
+"""Riemannian-preconditioned LoRA: both factors' gradients, each solved with the other's Gram matrix (2402.02347).
+
+    g_A <- (B^T B + ridge)^-1 g_A,    g_B <- g_B (A A^T + ridge)^-1,    then the run's own rule (AdamW or SGD)
+
+| symbol | shape | meaning |
+|---|---|---|
+| g_A, g_B | [r, in], [out, r] | gradients of the factors, from one backward |
+| ridge | number | keeps the solves finite while B is zero |
+"""
 
 from __future__ import annotations
 

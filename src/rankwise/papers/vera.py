@@ -1,4 +1,9 @@
-"""VeRA: one random pair of factors for the whole model, and two learned vectors a site (arXiv 2310.11454)."""
+"""VeRA: one random pair of factors for the whole model, and two learned vectors a site (arXiv 2310.11454).
+
+    y = W x + s diag(b) B diag(d) A x;    b = 0, d = 0.1 at the start
+
+A and B are random, shared by all sites and never learnt: only b and d are, so ranks cost next to nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,17 @@
 """Brainstacks, the training core: frozen stacks of LoRA experts, a domain after another, behind a router of prompts
-(arXiv 2604.01152)."""
+(arXiv 2604.01152).
+
+    round k of a domain:  append a stack, delta_k(x) = sum_e g_e B_e A_e x, g = sparse softmax of a noisy router;
+                          train it on what the frozen ones leave over; keep its best values; freeze it
+    later domains:        B <- (I - V V^T) B,   V: main directions of what the frozen stacks write
+    after all domains:    a router of prompts gives each stack a weight in [0, 1]; it learns from measured losses
+    y = W x + s sum over stacks of mix_k delta_k(x)
+
+| symbol | shape | meaning |
+|---|---|---|
+| V | [out, k] | main directions that earlier domains write at a site |
+| mix | [n, stacks] | the router's weights of the stacks for each prompt |
+"""
 
 from __future__ import annotations
 

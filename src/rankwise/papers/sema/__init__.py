@@ -1,4 +1,13 @@
-"""SEMA: adapters beside the last blocks' MLPs that multiply only where the features are new (arXiv 2403.18886)."""
+"""SEMA: adapters beside the last blocks' MLPs that multiply only where the features are new (arXiv 2403.18886).
+
+    h_k = U_k relu(D_k x + b_k) + c_k,    w = softmax(router of mean x),    y = MLP(x) + s sum_k w_k h_k
+    a task begins:  z_k = |e_k - mu_k| / sigma_k;  min_k z_k > threshold at a block: it gets one adapter more
+
+| symbol | shape | meaning |
+|---|---|---|
+| D_k, U_k | [r, in], [out, r] | adapter k beside the MLP of a block |
+| e_k | [n] | error of adapter k's autoencoder on the mean token; mu_k, sigma_k are its mean and spread in training |
+"""
 
 from __future__ import annotations
 

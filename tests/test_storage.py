@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -245,3 +246,24 @@ def test_sweep_removes_leftovers_only(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".config.old", ".git", "notes.tmp", "step-1", "step-2"]
     assert contents(tmp_path / "step-2") == OLD
     assert storage.sweep(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.EACCES, errno.EIO])
+def test_what_cannot_be_read_now_is_not_passed_over_for_an_older_one(tmp_path, monkeypatch, code):
+    """A lack of descriptors is not damage; a sector that is gone is."""
+    for name in ("step-1", "step-2"):
+        storage.write_folder(tmp_path / name, {"a.bin": b"a"}, kind="snapshot")
+    real = storage.opened
+
+    def fails(path, flags):
+        if path.name == "step-2":
+            raise OSError(code, os.strerror(code))
+        return real(path, flags)
+
+    monkeypatch.setattr(storage, "opened", fails)
+    if code == errno.EIO:
+        found, refused = storage.newest_valid(tmp_path, kind="snapshot")
+        assert (found, len(refused)) == (tmp_path / "step-1", 1)
+    else:
+        with pytest.raises(StorageError, match=os.strerror(code)):
+            storage.newest_valid(tmp_path, kind="snapshot")

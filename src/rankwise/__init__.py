@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rankwise.version import __version__
+
 if TYPE_CHECKING:
     from rankwise.api import Run, adapt, export, load, merge, methods, resume, run, save
     from rankwise.learning.foreign import learning
     from rankwise.learning.trainer import LearningCallback
-    from rankwise.saved import evaluate, log, undo
-
-__version__ = "0.1.0"
+    from rankwise.reporting.page import report
+    from rankwise.saved import evaluate, log, shelf, undo
 
 _IN_API = ("Run", "adapt", "export", "load", "merge", "methods", "resume", "run", "save")
-_IN_SAVED = ("evaluate", "log", "undo")
+_IN_SAVED = ("evaluate", "log", "shelf", "undo")
 
 __all__ = [
     "LearningCallback",
@@ -31,9 +32,11 @@ __all__ = [
     "log",
     "merge",
     "methods",
+    "report",
     "resume",
     "run",
     "save",
+    "shelf",
     "undo",
 ]
 
@@ -48,6 +51,10 @@ def __getattr__(name: str) -> Any:
         from rankwise.learning.trainer import LearningCallback
 
         return LearningCallback
+    if name == "report":
+        from rankwise.reporting.page import report
+
+        return report
     if name in _IN_SAVED:
         from rankwise import saved
 

@@ -29,7 +29,7 @@ from rankwise.adapters import (
 from rankwise.adapters.branch import own_settings
 from rankwise.adapters.inits import INITS
 from rankwise.config import AdapterSettings, Config, merged, parse, parse_record, read_config
-from rankwise.errors import StorageError, UsageError, nearest
+from rankwise.errors import StorageError, UsageError, masked, nearest
 from rankwise.learning.learner import Learner
 from rankwise.learning.ledger import Ledger
 from rankwise.learning.processes import Processes
@@ -42,7 +42,7 @@ from rankwise.objectives import OBJECTIVES
 from rankwise.storage import write_folder
 from rankwise.strategies import STRATEGIES, Strategy
 from rankwise.streams import build
-from rankwise.surgery.peft import from_peft, is_peft, to_peft
+from rankwise.surgery.peft import from_peft, is_peft, origin, to_peft
 
 FIRST_BLOCK = "1"
 """Label of the block that `adapt` starts."""
@@ -116,14 +116,14 @@ def adapt(
 
 def save(model: nn.Module, path: str | Path) -> None:
     """Write the adapter of `model` as a folder of safetensors and JSON that names the base it belongs to."""
-    write_folder(Path(path), store.files(model, {"fingerprint": base_fingerprint(model)}), kind=store.KIND)
+    write_folder(Path(path), store.files(model, _base_under(model)), kind=store.KIND)
 
 
 def load(base: nn.Module, path: str | Path) -> nn.Module:
     """Put a saved adapter (a rankwise folder, or a PEFT LoRA checkpoint) on `base`, in place, and return it.
 
     Raises:
-        StorageError: the folder is damaged, or was learnt on other weights than `base` has.
+        StorageError: the folder is damaged, or says it was learnt on other weights than `base` has.
         DataError: a PEFT checkpoint uses what is not read, or fits another model.
         ConflictError: `base` carries an adapter already.
 
@@ -131,11 +131,12 @@ def load(base: nn.Module, path: str | Path) -> nn.Module:
     path = Path(path)
     refuse_adapted(base)
     if is_peft(path):
+        named = origin(path)
+        if "fingerprint" in named and "quantize" not in named:  # a LoRA of a 4-bit base may go onto the whole one
+            _refuse_other(path, named, base)
         return from_peft(base, path)
     saved = store.read(path)
-    expected, found = saved.record["base"].get("fingerprint"), fingerprint(base)
-    if expected != found:
-        raise StorageError(f"{path}: learnt on a base with fingerprint {str(expected)[:12]}, this one has {found[:12]}")
+    _refuse_other(path, saved.record["base"], base)
     chosen = papers.method(saved.record["method"])
     adapter = parse(AdapterSettings, saved.record["branch"], f"{path}/adapter.json")
     store.install(base, replace(branch_of(chosen, adapter), scale=adapter.scale), saved)
@@ -154,11 +155,32 @@ def merge(model: nn.Module, *, blocks: Sequence[str] | None = None) -> nn.Module
     return detach(model)
 
 
-def export(model: nn.Module, path: str | Path, *, to: str = "peft", base_name: str = "") -> None:
-    """Write the adapter for another program; to = "peft" gives a LoRA checkpoint that stock PEFT and vLLM load."""
+def export(
+    model: nn.Module, path: str | Path, *, to: str = "peft", base_name: str = "", words: bytes | None = None
+) -> None:
+    """Write the adapter for another program; to = "peft" gives a LoRA checkpoint that stock PEFT and vLLM load.
+
+    `words` takes the place of the card, for who knows more of what was learnt than the module does.
+    """
     if to != "peft":
         raise UsageError(f"export to {to!r} does not exist; {nearest(to, ['peft'])}")
-    to_peft(model, Path(path), base_name)
+    to_peft(model, Path(path), {"name": masked(base_name), **_base_under(model)}, words)
+
+
+def _refuse_other(path: Path, named: Mapping[str, Any], base: nn.Module) -> None:
+    """Raise StorageError unless `base` has the weights that the artefact in `path` names as those it was learnt on."""
+    expected, found = str(named.get("fingerprint")), fingerprint(base)
+    if expected != found:
+        raise StorageError(
+            f"{path}: learnt on a base with fingerprint {expected[:12]}, this one has {found[:12]}; load the same "
+            "weights, in the same precision"
+        )
+
+
+def _base_under(model: nn.Module) -> dict[str, str]:
+    """Return what an artefact says of the base under the adapter of `model`."""
+    whole = all(parameter.is_floating_point() for parameter in model.parameters())
+    return {"fingerprint": base_fingerprint(model), **({} if whole else {"quantize": "nf4"})}
 
 
 def base_fingerprint(model: nn.Module) -> str:

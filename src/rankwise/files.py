@@ -13,8 +13,9 @@ import io
 import json
 import os
 import shutil
+import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +23,7 @@ from rankwise.errors import StorageError
 
 CHUNK = 1 << 20  # bytes a write or read call
 MAX_JSON = 4 << 20  # bytes of JSON read by default; parsed, hostile JSON can take 30 times as much memory
+LARGEST_RECORD = 1 << 30  # bytes of environment.json: it lists every validation row, and a stream may have millions
 TEMPORARY = ".rankwise-tmp-"
 
 Content = bytes | Callable[[BinaryIO], None]
@@ -40,9 +42,13 @@ _REMEDIES = {
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write one file all or nothing (temporary sibling, sync, rename, sync of the folder); on error the old stays."""
+    """Write one file all or nothing: temporary sibling, sync, rename, sync of the folder.
+
+    On an error the old one stays; but after the rename (the last sync failed) the new one is there already.
+    """
     with explained(path, "cannot be written"):
         make_folder(path.parent)
+        clear(path)
         temporary = temporary_name(path)
         try:
             write_new(temporary, data)
@@ -78,8 +84,25 @@ def truncate(path: Path, size: int) -> None:
         os.fsync(descriptor)
 
 
+def check_plain(path: Path, root: Path | None = None) -> None:
+    """Refuse what is no plain file (a pipe, a device) and, with `root`, a link that leads out of that folder.
+
+    A snapshot in the cache of the Hugging Face hub may link to the blobs beside it. Raises StorageError.
+    """
+    with explained(path, "cannot be read"):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise StorageError(f"{path}: is no plain file; put a copy of the file itself there")
+        if root is None:
+            return
+        real, top = path.resolve(), root.resolve()
+    blobs = top.parent.parent / "blobs" if top.parent.name == "snapshots" else top
+    if not real.is_relative_to(top) and real.parent != blobs:
+        raise StorageError(f"{path}: is a link that leads out of its folder; put a copy of the file itself there")
+
+
 def read_limited(path: Path, max_bytes: int) -> bytes:
     """Read a whole file of at most `max_bytes`; a larger one is refused before more is read."""
+    check_plain(path)
     with explained(path, "cannot be read"), path.open("rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
@@ -90,6 +113,16 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
 def load_json(path: Path, max_bytes: int = MAX_JSON) -> Any:
     """Read a JSON file of at most `max_bytes`, strictly (see `parse_json`)."""
     return parse_json(read_limited(path, max_bytes), str(path))
+
+
+def load_object(path: Path, max_bytes: int = MAX_JSON, *, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Read a JSON file that must hold an object with (at least) `keys`; see `load_json`."""
+    found = load_json(path, max_bytes)
+    missing = sorted(set(keys) - found.keys()) if isinstance(found, dict) else []
+    if not isinstance(found, dict) or missing:
+        what = f"lacks {missing[0]!r}" if missing else "is no JSON object"
+        raise StorageError(f"{path}: {what}; it was altered: restore it from a copy")
+    return found
 
 
 def parse_json(data: bytes, where: str) -> Any:
@@ -195,17 +228,47 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove(leftover: Path) -> None:
-    """Remove a file or folder that no reader needs; what cannot be removed now is left to `storage.sweep`.
-
-    A folder is renamed first: half removed, it must not be taken for a saved one.
-    """
+    """Remove a file or folder that no reader needs; what cannot be removed now is left to `storage.sweep`."""
     with contextlib.suppress(OSError):
-        if leftover.is_symlink() or not leftover.is_dir():
-            leftover.unlink(missing_ok=True)
-            return
-        garbage = temporary_name(leftover)
-        os.rename(leftover, garbage)
+        _remove(leftover)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or folder that no reader may find again, or raise StorageError; what is left is as for `remove`."""
+    with explained(path, "cannot be removed"):
+        _remove(path)
+
+
+def clear(path: Path) -> None:
+    """Remove what writers of `path` left beside it who are no longer alive."""
+    start = f".{path.name}{TEMPORARY}"
+    for name in os.listdir(path.parent):
+        if name.startswith(start) and not _is_alive(name[len(start) :].partition("-")[0]):
+            remove(path.parent / name)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file; rename a folder, as half removed it must not be taken for a saved one, and remove what it can."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    garbage = path
+    if TEMPORARY not in path.name:
+        garbage = temporary_name(path)
+        os.rename(path, garbage)
+    with contextlib.suppress(OSError):
         shutil.rmtree(garbage)
+
+
+def _is_alive(process: str) -> bool:
+    """Say whether a process of that number may be there."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, OverflowError):
+        return True
+    return True
 
 
 @contextlib.contextmanager
@@ -224,5 +287,9 @@ def explained(path: Path, failure: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "nothing saved before is lost: settle the cause and try again")
-        raise StorageError(f"{path}: {failure}: {error.strerror or error}; {remedy}") from error
+        raise StorageError(f"{path}: {failure}: {error.strerror or error}; {remedy(error)}") from error
+
+
+def remedy(error: OSError) -> str:
+    """Say what to do about an error of the system."""
+    return _REMEDIES.get(error.errno or 0, "nothing saved before is lost: settle the cause and try again")

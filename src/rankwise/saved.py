@@ -6,19 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankwise import api
-from rankwise.adapters import adapter_of, is_adapted, store
+from torch import nn
+
+from rankwise import api, papers, provenance
+from rankwise.adapters import Shelf, adapter_of, detach, is_adapted, store, thin_of
+from rankwise.cards import LIMITS, USAGE, Card, Learnt, peft_usage
+from rankwise.config import load_config
 from rankwise.errors import StorageError, UsageError
-from rankwise.files import load_json
+from rankwise.files import LARGEST_RECORD, load_json
 from rankwise.learning import connectivity, past
 from rankwise.learning.ledger import Ledger
 from rankwise.models import Backbone, dequantise, fingerprint, load_backbone
-from rankwise.storage import MANIFEST, read_folder
+from rankwise.storage import CARD, MANIFEST, read_folder
 from rankwise.surgery.peft import is_peft
 from rankwise.surgery.plain import write_plain
 from rankwise.tensors import load_tensors
 
-MERGED = {MANIFEST, "adapter.json", "adapter.safetensors", "base.safetensors"}
+MERGED = {MANIFEST, provenance.FILE, "adapter.json", "adapter.safetensors", "base.safetensors"}
 """Files of an adapter folder that a merged model takes in; the others (its head) come along as they are."""
 
 
@@ -88,22 +92,81 @@ def merge_saved(
 
     """
     backbone, adapter = learnt(Path(path), base)
+    base_record = api.base_record(backbone)
+    usage = USAGE["merged"].format(name=type(backbone.module).__name__)
+    card = _card(backbone, adapter, Path(path), "merged model", "transformers", usage)
     dequantise(backbone.module)
     plain = api.merge(backbone.module, blocks=blocks) if is_adapted(backbone.module) else backbone.module
     others = {} if is_peft(adapter) else read_folder(adapter, kind=store.KIND)
     head = {name: file.read_bytes() for name, file in others.items() if name not in MERGED}
-    write_plain(plain, backbone.folder, Path(out), head)
+    made = provenance.content(base_record, provenance.of(adapter).get("data", []), [provenance.digest(adapter)])
+    write_plain(plain, backbone.folder, Path(out), {**head, provenance.FILE: made, CARD: card.text()})
     return {"model": backbone.name, "out": str(out), "fingerprint": fingerprint(plain)}
 
 
 def export_saved(path: str | Path, out: str | Path, *, to: str = "peft", base: str | None = None) -> dict[str, Any]:
     """Write the adapter of a run, or a saved one, for another program; see `rankwise.export` and `merge_saved`."""
-    backbone, _ = learnt(Path(path), base)
+    backbone, adapter = learnt(Path(path), base)
     if not is_adapted(backbone.module):
         raise UsageError(f"{path}: the base itself was trained, so there is no adapter to export; `rankwise merge` it")
     method = adapter_of(backbone.module).record["method"]
-    api.export(backbone.module, out, to=to, base_name=backbone.name)
+    card = _card(backbone, adapter, Path(path), "PEFT checkpoint", "peft", peft_usage(backbone.name))
+    api.export(backbone.module, out, to=to, base_name=backbone.name, words=card.text())
     return {"model": backbone.name, "method": method, "out": str(out), "to": to}
+
+
+def shelf(base: nn.Module, adapters: Mapping[str, str | Path]) -> Shelf:
+    """Hold saved plain adapters (of ours or PEFT's) over `base`; each row of a batch takes the one it names.
+
+        held = rankwise.shelf(base, {"law": "adapters/law", "code": "adapters/code"})
+        with held.rows(["law", "code", "law", None]):
+            base(batch_of_four_rows)
+
+    Raises:
+        UsageError: an update depends on the input, or is no product of two thin factors.
+        StorageError, DataError, ConflictError: as for `rankwise.load`.
+
+    """
+    held = Shelf(base)
+    for name, path in adapters.items():
+        shelve(held, name, path)
+    return held
+
+
+def shelve(held: Shelf, name: str, path: str | Path) -> None:
+    """Add one more saved adapter; it costs what it costs to read it, whatever is held. See `shelf`."""
+    api.load(held.base, path)
+    try:
+        adapter = thin_of(held.base)
+    finally:
+        detach(held.base)
+    held.add(name, adapter)
+
+
+def _card(backbone: Backbone, adapter: Path, path: Path, kind: str, library: str, usage: str) -> Card:
+    """Return the model card of what is made of `backbone` with what the run or adapter in `path` learnt on it."""
+    facts, adapted = _facts(path), is_adapted(backbone.module)
+    slug = adapter_of(backbone.module).record["method"] if adapted else load_json(adapter / "head.json")["method"]
+    method = papers.method(slug)
+    return Card(
+        kind=kind,
+        library=library,
+        method=slug,
+        title=f"{method.title}; {method.paper}",
+        base=api.base_record(backbone),
+        usage=usage,
+        limits=LIMITS if facts else LIMITS[-1:],
+        learnt=facts,
+        settings=adapter_of(backbone.module).branch.record() if adapted else {},
+    )
+
+
+def _facts(path: Path) -> Learnt | None:
+    """Return what the run in `path` says of itself; None for the folder of an adapter."""
+    if not (path / "results.json").is_file():
+        return None
+    results, environment = (load_json(path / name, LARGEST_RECORD) for name in ("results.json", "environment.json"))
+    return Learnt(load_config(path / "config.toml").model_dump(), environment["stream"], results)
 
 
 def learnt(path: Path, base: str | None = None) -> tuple[Backbone, Path]:
@@ -119,10 +182,21 @@ def learnt(path: Path, base: str | None = None) -> tuple[Backbone, Path]:
         named, quantize = _named_base(path) if base is None else (base, None)
         backbone = load_backbone(named, quantize=quantize)
     if (path / "base.safetensors").is_file():
-        backbone.module.load_state_dict(load_tensors(read_folder(path, kind=store.KIND)["base.safetensors"]))
+        _replace_weights(backbone, path)
     else:
         api.load(backbone.module, path)
     return backbone, path
+
+
+def _replace_weights(backbone: Backbone, path: Path) -> None:
+    """Give the base the weights that a run trained; StorageError where the base is another one."""
+    tensors = load_tensors(read_folder(path, kind=store.KIND)["base.safetensors"])
+    own = backbone.module.state_dict()
+    for name in sorted(own.keys() | tensors.keys()):
+        here, there = (list(held[name].shape) if name in held else None for held in (own, tensors))
+        if here != there:
+            raise StorageError(f"{path}: {name!r} is {there} in the file and {here} in base {backbone.name!r}")
+    backbone.module.load_state_dict(tensors)
 
 
 def _named_base(path: Path) -> tuple[str, str | None]:

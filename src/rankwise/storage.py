@@ -1,7 +1,8 @@
 """The one writer for everything saved: a folder appears whole and verifiable, or not at all.
 
 A saved folder is flat: its files and a `manifest.json` with the format's version, the folder's kind and the size and
-SHA-256 of every file. This is how `step-7` is written or replaced; the process may die at any call:
+SHA-256 of every file but `README.md`, which is for people to read and to edit and is read by no program. This is how
+`step-7` is written or replaced; the process may die at any call:
 
     .step-7.rankwise-tmp-<pid>-<token>/      files in chunks, each synced; the manifest last; the folder synced
     step-7 -> .step-7.rankwise-old           only if there is a former step-7
@@ -19,12 +20,13 @@ Single files and logs: `write_file`, `append_line`, `truncate`, `load_json` (fro
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ from rankwise.files import (
     TEMPORARY,
     Content,
     append_line,
+    check_plain,
+    clear,
     explained,
     load_json,
     make_folder,
@@ -52,6 +56,7 @@ from rankwise.tensors import load_tensors, save_tensors, tensor_writer
 __all__ = [
     "Content",
     "append_line",
+    "check_listed",
     "load_json",
     "load_tensors",
     "newest_valid",
@@ -69,7 +74,11 @@ __all__ = [
 FORMAT = "rankwise"
 VERSION = 1
 MANIFEST = "manifest.json"
+CARD = "README.md"
+"""A file for people, which may be edited: no manifest lists it."""
 ASIDE = ".rankwise-old"
+DAMAGE = {errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EBADMSG}
+"""Errors of the system that say that a saved folder is not whole any more."""
 ATTEMPTS = 10  # to read a folder that another process replaces meanwhile
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
@@ -87,6 +96,8 @@ def write_folder(path: Path, files: Mapping[str, Content], *, kind: str) -> None
         make_folder(path.parent)
         recover(path)
         _check_replaceable(path, files)
+        clear(path)
+        clear(_aside(path))
         temporary = temporary_name(path)
         try:
             _fill(temporary, files, kind)
@@ -109,23 +120,44 @@ def read_folder(path: Path, *, kind: str) -> dict[str, Path]:
     raise StorageError(f"{path}: was replaced again and again while being read; stop the process that writes it")
 
 
-def newest_valid(folder: Path, *, kind: str, pattern: str = "*") -> tuple[Path | None, list[str]]:
+def check_listed(path: Path, *, kind: str) -> None:
+    """Verify the files that the manifest of `path` lists; others may lie there too, as they do after a hub. See
+    `read_folder`, which suffers none."""
+    for name, entry in _manifest(path, kind).items():
+        check_plain(path / name, path)
+        _verify(path / name, entry)
+
+
+def newest_valid(
+    folder: Path, *, kind: str, pattern: str = "*", check: Callable[[Path, Mapping[str, Path]], None] | None = None
+) -> tuple[Path | None, list[str]]:
     """Return the valid saved folder with the highest number in `folder`, and one line for each newer one refused.
 
     A candidate's name matches the glob `pattern` and ends in digits (`step-12`), which are its number. Read the result
-    with `read_folder`, which also finds a folder whose replacement was interrupted.
+    with `read_folder`, which also finds a folder whose replacement was interrupted. `check`, given a whole one and its
+    files, may refuse it by a StorageError.
+    Raises StorageError where one cannot be read now that may be whole: it must not be passed over for an older one.
     """
     refused: list[str] = []
     for name in _numbered(folder, pattern):
         try:
             if (folder / name).is_symlink():
                 raise StorageError(f"{folder / name}: is a link")
-            read_folder(folder / name, kind=kind)
+            files = read_folder(folder / name, kind=kind)
+            if check is not None:
+                check(folder / name, files)
         except StorageError as error:
+            if _may_pass(error.__cause__):
+                raise
             refused.append("refused " + str(error).replace("\n", "\\n"))
         else:
             return folder / name, refused
     return None, refused
+
+
+def _may_pass(cause: BaseException | None) -> bool:
+    """Say whether a folder may be whole though the system could not read it now: no descriptors, memory or rights."""
+    return isinstance(cause, OSError) and cause.errno not in DAMAGE
 
 
 def recover(path: Path) -> None:
@@ -163,6 +195,7 @@ def sweep(folder: Path) -> list[str]:
 def _fill(temporary: Path, files: Mapping[str, Content], kind: str) -> None:
     os.mkdir(temporary)
     entries = {name: write_new(temporary / name, files[name]) for name in sorted(files)}
+    entries.pop(CARD, None)
     write_new(temporary / MANIFEST, _manifest_bytes(kind, entries))
     sync_folder(temporary)
 
@@ -208,7 +241,7 @@ def _verified_unless_replaced(folder: Path, kind: str) -> dict[str, Path]:
 def _verified(folder: Path, kind: str) -> dict[str, Path]:
     found = _plain_files(folder)
     entries = _manifest(folder, kind)
-    for name in sorted((found | entries.keys()) - {MANIFEST}):
+    for name in sorted((found | entries.keys()) - {MANIFEST, CARD}):
         if name not in found:
             raise StorageError(f"{folder / name}: is missing, though the manifest lists it")
         if name not in entries:
@@ -239,7 +272,7 @@ def _manifest(folder: Path, kind: str) -> dict[str, dict[str, Any]]:
 
 
 def _check_entry(path: Path, name: str, entry: object) -> None:
-    if not _NAME.fullmatch(name) or name == MANIFEST:
+    if not _NAME.fullmatch(name) or name in (MANIFEST, CARD):
         raise StorageError(f"{path}: lists {name[:80]!r}, which is not a plain file name; it was altered")
     if not isinstance(entry, dict) or entry.keys() != {"size", "sha256"} or type(entry["size"]) is not int:
         raise StorageError(f"{path}: {name} must have exactly a size in bytes and a sha256; it was altered")
@@ -277,6 +310,7 @@ def _numbered(folder: Path, pattern: str) -> list[str]:
 
 
 def _aside(path: Path) -> Path:
+    path = path if path.name else path.absolute()  # "." has no name
     return path.with_name(f".{path.name}{ASIDE}")
 
 
@@ -305,7 +339,7 @@ def _check_replaceable(path: Path, files: Mapping[str, Content]) -> None:
         return
     if path.is_symlink() or not path.is_dir():
         raise StorageError(f"{path}: is there already and is not a folder; choose another path")
-    others = set(os.listdir(path)) - {MANIFEST, *files, *_listed(path / MANIFEST)}
+    others = set(os.listdir(path)) - {MANIFEST, CARD, *files, *_listed(path / MANIFEST)}
     if others:
         raise StorageError(f"{path}: holds {min(others)!r}, which was not saved by this package; choose another path")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from rankwise.errors import StorageError
-from rankwise.files import CHUNK, explained, parse_json
+from rankwise.files import CHUNK, check_plain, explained, parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +92,7 @@ def load_tensors(path: Path, *, limit_bytes: int | None = None, finite: bool = T
     dtypes, sizes that overflow or disagree with the file, gaps and overlaps, more than `limit_bytes` in all.
     Refused after: NaN and infinities, unless `finite=False`. Raises StorageError naming file, tensor and reason.
     """
+    check_plain(path)
     with explained(path, "cannot be read"), path.open("rb", buffering=0) as file:
         entries = _entries(file, path)
         _check_total(path, entries, limit_bytes)
@@ -100,6 +101,16 @@ def load_tensors(path: Path, *, limit_bytes: int | None = None, finite: bool = T
         if not _is_finite(tensor):
             raise StorageError(f"{path}: tensor {name!r} holds NaN or infinite values; finite=False loads it anyway")
     return tensors
+
+
+def declared(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor in a safetensors file, with every check that `load_tensors` makes of a header.
+
+    For files that another library reads: what is refused here never reaches it.
+    """
+    check_plain(path)
+    with explained(path, "cannot be read"), path.open("rb", buffering=0) as file:
+        return {entry.name: entry.shape for entry in _entries(file, path)}
 
 
 def _header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> bytes:

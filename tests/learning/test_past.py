@@ -120,7 +120,7 @@ def test_a_task_under_way_goes_with_the_last_finished_one(small, tmp_path):
     assert small.left(tmp_path / "run") == small.left(whole)
 
 
-@pytest.mark.parametrize("name", ["remove", "truncate", "finish"])
+@pytest.mark.parametrize("name", ["discard", "truncate", "finish"])
 def test_an_undo_killed_on_the_way_is_ended_by_the_next(small, done, run, monkeypatch, name):
     """Whatever call it died at, the next undo or resume ends this one, and takes nothing further back."""
 

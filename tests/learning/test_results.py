@@ -106,6 +106,18 @@ def test_diagnostics_of_a_gate(done):
         assert 0 < cell["active_atoms"][0] <= 8
 
 
+def test_diagnostics_by_site_agree_with_those_by_task(done):
+    """After the last task, each site over the test rows of all tasks; the means of both ways are the same."""
+    found = results(done)
+    sites = json.loads((done / "adapter" / "adapter.json").read_text())["sites"]
+    assert list(found["diagnostics_by_site"]) == sorted(site["name"] for site in sites)
+    sizes, last = found["test_examples"], found["diagnostics"][-1]
+    for name in ("block_share", "active_atoms", "pass_rate"):
+        by_task = [sum(n * cell[name][0] for n, cell in zip(sizes, last, strict=True)) / sum(sizes)]
+        by_site = [cell[name][0] for cell in found["diagnostics_by_site"].values()]
+        assert sum(by_site) / len(by_site) == pytest.approx(by_task[0], rel=1e-4)
+
+
 def test_config_reads_back_equal(small, done):
     complete, method = api.resolve(small.config(train={"clip": 0.5}))
     assert method.slug == "mora"
@@ -141,7 +153,9 @@ def test_costs_are_sane(small, done):
     found = results(done)
     assert 0 < found["wall_seconds"] < 60
     assert 50e6 < found["peak_memory_bytes"] < 8e9
-    assert found["stored_bytes"] == sum(file.stat().st_size for file in (done / "adapter").iterdir())
+    assert found["stored_bytes"] == sum(
+        file.stat().st_size for file in (done / "adapter").iterdir() if file.name != "README.md"
+    )
     sites = json.loads((done / "adapter" / "adapter.json").read_text())["sites"]
     blocks = sum(8 * (site["n_in"] + site["n_out"]) for site in sites)
     assert found["trainable_parameters"] == blocks + 5 * 16  # a block, and a head row for each class of the task

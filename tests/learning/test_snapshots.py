@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -249,6 +250,29 @@ def test_a_gradient_that_is_not_finite_stops_the_run(small, tmp_path, monkeypatc
     monkeypatch.setattr(Classify, "losses", lambda *a: sound(*a) + (0 * sound(*a)).sqrt())
     with pytest.raises(NonFiniteError, match="step 0: the gradient's norm is (nan|inf) on rows"):
         small.run(tmp_path / "run")
+
+
+def test_a_snapshot_that_cannot_be_read_now_is_not_removed(tmp_path, monkeypatch):
+    """Whether it is one of a task's end is not known then."""
+    ledger = Ledger(tmp_path)
+    ledger.snapshot(({}, {}), 1, kept=True)
+    read = Path.read_text
+
+    def fails(path: Path, *args: object, **kwargs: object) -> str:
+        if path.parent.name == "step-00000001":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", fails)
+    with pytest.raises(StorageError, match="Too many open files"):
+        for number in range(2, 6):
+            ledger.snapshot(({}, {}), number, kept=False)
+    monkeypatch.undo()
+    (tmp_path / "checkpoints" / "step-00000001" / "state.json").write_text("{")
+    for number in range(6, 10):
+        ledger.snapshot(({}, {}), number, kept=False)
+    names = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000001", "step-00000008", "step-00000009"]
 
 
 def test_state_json_holds_json_only(stopped):

@@ -212,7 +212,7 @@ def test_truncated_and_altered_files_are_refused(vit):
     whole = file.read_bytes()
     for bytes_ in (whole[:-100], whole[:50], b"\xff" * 8 + whole[8:], whole[:20] + b"\0" * 40 + whole[60:], b""):
         file.write_bytes(bytes_)
-        with pytest.raises(DataError, match=r"spoilt: the weights cannot be read|lacks weights"):
+        with pytest.raises(DataError, match=r"spoilt/model.safetensors"):
             load_backbone(str(vit))
 
 

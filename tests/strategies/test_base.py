@@ -11,7 +11,8 @@ import torch
 from rankwise.adapters import Change
 from rankwise.errors import ConflictError
 from rankwise.strategies import STRATEGIES, Replay, ReplaySettings, Setting, Strategy, check_together
-from rankwise.strategies.base import Host, Mode
+from rankwise.strategies.base import Mode
+from rankwise.strategies.host import Host
 
 
 class Adds(Strategy):

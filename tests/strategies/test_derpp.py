@@ -138,3 +138,9 @@ def test_a_restored_buffer_is_a_copy():
     row: Tensor = state["rows"].clone()
     state["rows"].zero_()
     assert torch.equal(other.buffer.rows, row) and other.buffer.offered == 9
+
+
+def test_a_row_seen_in_two_epochs_may_be_drawn_twice(lab, tmp_path):
+    out = lab.run(tmp_path / "run", "lora", {**PART, "size": 32, "batch_size": 32}, train={"steps": 6})
+    rows = ends(out)[-1]["strategies/derpp/rows"]
+    assert len(rows.unique(dim=0)) < len(rows)

@@ -24,15 +24,19 @@ from rankwise.cli.log import log
 from rankwise.cli.merge import merge
 from rankwise.cli.methods import methods
 from rankwise.cli.path import path
+from rankwise.cli.report import report
 from rankwise.cli.resume import resume
 from rankwise.cli.run import run
 from rankwise.cli.schema import schema
 from rankwise.cli.show import show
 from rankwise.cli.sweep import sweep
 from rankwise.cli.undo import undo
-from rankwise.errors import RankwiseError, nearest
+from rankwise.errors import RankwiseError, masked, nearest
+from rankwise.files import remedy
 
 FAILED, MISUSED, STOPPED = 1, 2, 130
+NO_MEMORY = ("out of memory", "can't allocate memory", "can't start new thread")
+SMALLER = "nothing saved is lost: give a smaller train.batch_size or a larger train.accumulate, or free memory"
 
 HELP = """Teach a pretrained model a stream of tasks with low-rank updates.
 
@@ -40,7 +44,7 @@ Example: rankwise demo"""
 
 app = App(name="rankwise", help=HELP, version=__version__, help_format="plaintext", suppress_keyboard_interrupt=False)
 RUNS = (demo, run, resume, log, evaluate, path, undo, merge, export)
-MANY = (sweep, compare, claims)
+MANY = (sweep, compare, report, claims)
 LISTS = (methods, show, schema)
 for number, command in enumerate((*RUNS, *MANY, *LISTS)):
     app.command(command, sort_key=number)
@@ -84,16 +88,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except OSError as error:
-        return complain(str(error), FAILED)
+        return complain(f"{error}; {remedy(error)}", FAILED)
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory(error):
+            raise
+        return complain(f"memory ran out: {str(error) or 'no more to be had'}; {SMALLER}", FAILED)
     except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
+        print(str(stop) or "stopped; what was written is whole, the same command goes on", file=sys.stderr)
         return STOPPED
     return 0
 
 
+def is_memory(error: Exception) -> bool:
+    """Say whether memory, on the processor or a GPU, ran out; torch says so in its own words."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
 def complain(message: str, code: int) -> int:
-    """Print each line of `message` to stderr as an error and return `code`."""
-    for line in message.splitlines():
+    """Print each line of `message` to stderr as an error, tokens and passwords left out, and return `code`."""
+    for line in masked(message).splitlines():
         print(f"error: {line}", file=sys.stderr)
     return code
 

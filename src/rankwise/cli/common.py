@@ -22,10 +22,66 @@ def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
 
 
 def check_config(path: Path, overrides: Sequence[str]) -> None:
-    """Refuse a config that the schema refuses, or that names no method: all that can be known without torch."""
+    """Refuse a config that the schema refuses, or that names what does not exist: all that can be known without torch.
+
+    Methods, parts and their settings, files and bases are looked for.
+    """
+    from rankwise.cli.parts import check_parts, check_places
     from rankwise.config import load_config
 
-    check_method(load_config(path, overrides).method, f"{path}: method = ")
+    config = load_config(path, overrides)
+    check_method(config.method, f"{path}: method = ")
+    check_parts(config, str(path))
+    check_places(config, path.parent, str(path))
+
+
+def check_base(name: str | None, folder: Path) -> None:
+    """Refuse a --base that cannot be there, or one beside a run in `folder`, which knows its own."""
+    if name is not None and (folder / "config.toml").is_file():
+        raise UsageError(f"--base {name!r}: a run knows its base; leave it out")
+    if name is not None:
+        from rankwise.cli.parts import check_base as check
+
+        check(name, Path(), "--base ")
+
+
+def check_blocks(folder: Path, blocks: Sequence[str]) -> None:
+    """Raise UsageError with the nearest block if the adapter in `folder` (a run's or its own) lacks one of `blocks`."""
+    from rankwise.files import load_json
+
+    files = [folder / "adapter.json", folder / "adapter" / "adapter.json"] if blocks else []
+    for file in (file for file in files if file.is_file()):
+        known = set(_labels(load_json(file)))
+        for block in blocks:
+            if block not in known:
+                raise UsageError(f"--blocks: {folder} has no block {block!r}; {nearest(block, known)}")
+
+
+def check_tasks(folder: Path, names: Sequence[str], option: str) -> None:
+    """Raise UsageError with the nearest task if the run in `folder` has none of one of `names`."""
+    from rankwise.files import LARGEST_RECORD, load_json
+
+    known = set(_tasks(load_json(folder / "environment.json", LARGEST_RECORD))) if names else set()
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{option}: task {name!r} is not in this run; {nearest(name, known)}")
+
+
+def _labels(adapter: object) -> Iterator[str]:
+    """Yield the labels of the blocks that an adapter's record lists; a damaged one is refused when it is loaded."""
+    for site in _entries(adapter, "sites"):
+        yield from (str(block["label"]) for block in _entries(site, "blocks") if "label" in block)
+
+
+def _tasks(environment: object) -> Iterator[str]:
+    """Yield the names of the tasks that a run's record lists."""
+    stream = environment.get("stream") if isinstance(environment, dict) else None
+    return (str(task["name"]) for task in _entries(stream, "tasks") if "name" in task)
+
+
+def _entries(record: object, key: str) -> Iterator[dict[str, Any]]:
+    listed = record.get(key) if isinstance(record, dict) else None
+    return (entry for entry in listed if isinstance(entry, dict)) if isinstance(listed, list) else iter(())
 
 
 def check_method(slug: str, where: str) -> None:

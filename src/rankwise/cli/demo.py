@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,8 @@ def demo(
         with progress() as watch:
             outcome = demonstration.demo(folder, seed, demonstration.FAST if fast else demonstration.FULL, watch)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; the runs that were finished are under {folder}") from None
+        again = f"the same command with --out {shlex.quote(str(folder))} goes on"
+        raise KeyboardInterrupt(f"stopped; {again}") from None
     if json:
         print_json(outcome)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rankwise.cli.common import Json, check_run, print_json
+from rankwise.cli.common import Json, check_run, check_tasks, print_json
 
 
 def evaluate(folder: Path, /, *, task: str | None = None, json: Json = False) -> None:
@@ -18,6 +18,7 @@ def evaluate(folder: Path, /, *, task: str | None = None, json: Json = False) ->
 
     """
     check_run(folder)
+    check_tasks(folder, [task] if task is not None else [], "--task")
     from rankwise import saved
     from rankwise.reporting.tables import scores_table, show
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter as Option
 
-from rankwise.cli.common import Json, check_new, check_saved, print_json, words
+from rankwise.cli.common import Json, check_base, check_blocks, check_new, check_saved, print_json, words
 
 
 def merge(
@@ -32,6 +32,8 @@ def merge(
     """
     check_saved(folder)
     check_new(out)
+    check_base(base, folder)
+    check_blocks(folder, words(blocks))
     from rankwise import saved
 
     plain = saved.merge_saved(folder, out, base=base, blocks=words(blocks) or None)

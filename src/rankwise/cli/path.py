@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter as Option
 
-from rankwise.cli.common import Json, check_run, print_json, words
+from rankwise.cli.common import Json, check_run, check_tasks, print_json, words
 from rankwise.errors import UsageError
 
 
@@ -28,13 +28,14 @@ def path(
         folder: The folder of a run with one set of weights through the stream.
         tasks: Two of its tasks, separated by a comma. Default: the last two it learnt.
         alphas: Points on the line, both ends included.
-        plot: File for the plot, .svg or .png. Default: path-<task>-<task>.svg in the folder, where plots can be drawn.
+        plot: File for the plot, .svg or .png. Default: path-<task>-<task>.svg in the folder.
 
     """
     check_run(folder)
     names = words(tasks)
     if names and len(names) != 2:
         raise UsageError(f"--tasks {tasks!r}: name two tasks, as in --tasks first,second")
+    check_tasks(folder, names, "--tasks")
     if alphas < 2:
         raise UsageError(f"--alphas {alphas}: the line has two ends; give at least 2")
     from rankwise import saved
@@ -44,7 +45,7 @@ def path(
     measured = saved.path(folder, tasks=(names[0], names[1]) if names else None, alphas=alphas)
     drawn = draw(measured, folder, plot)
     if json:
-        print_json({**measured, "plot": str(drawn) if drawn else None})
+        print_json({**measured, "plot": str(drawn)})
         return
     show(path_table(measured))
-    print(f"plot: {drawn}" if drawn else "plot: none; pip install 'rankwise[report]' to draw it")
+    print(f"plot: {drawn}")

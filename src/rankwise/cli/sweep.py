@@ -64,6 +64,8 @@ def sweep(
         tune_tasks=tune_tasks,
         tune_seeds=tune_seeds,
     )
+    for cell in plan.cells():
+        check_config(config, plan.overrides_of(cell))
     folder = out or Path("runs") / f"sweep-{config.stem}"
     from rankwise.reporting.terminal import progress
     from rankwise.sweeping.work import sweep as work

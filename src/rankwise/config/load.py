@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -14,7 +16,15 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from rankwise.config.schema import Config
-from rankwise.errors import UsageError, nearest
+from rankwise.errors import SECRET, UsageError, nearest
+from rankwise.files import remedy
+
+MAX_CONFIG = 1 << 20
+"""Bytes of a config at most; a complete one has two thousand."""
+MOST = 20
+"""Faults named in one error."""
+DEEPEST, LONGEST_KEY = 16, 200
+"""Tables within tables, and words of a dotted key, at most."""
 
 S = TypeVar("S", bound=BaseModel)
 R = TypeVar("R")
@@ -22,10 +32,11 @@ R = TypeVar("R")
 
 def read_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the raw table of a TOML file (or a mapping) with `key=value` overrides laid over it, unchecked."""
-    raw = _read_toml(Path(source)) if isinstance(source, str | Path) else _plain(source)
-    for override in overrides:
-        raw = merged(raw, _override(override))
-    return raw
+    where = str(source) if isinstance(source, str | Path) else "config"
+    raw = _read_toml(Path(source)) if isinstance(source, str | Path) else source
+    for table in (raw, *(parts := [_override(override) for override in overrides])):
+        _refuse_deep(table, where)
+    return functools.reduce(merged, parts, _plain(raw))
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
@@ -34,11 +45,18 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
 
 def parse(kind: type[S], values: Mapping[str, Any], where: str) -> S:
-    """Check `values` against a schema, or raise UsageError with one line for each fault, naming `where`."""
+    """Check `values` against a schema, or raise UsageError with one line for each fault, naming `where`.
+
+    A token or password among them is refused too: a config is written to the run's folder, and stays there.
+    """
+    plain = _plain(values)
+    _refuse_secrets(plain, where)
     try:
-        return kind.model_validate(_plain(values))
+        return kind.model_validate(plain)
     except ValidationError as error:
-        raise UsageError("\n".join(_explain(kind, fault, where) for fault in error.errors())) from None
+        faults = error.errors()
+        more = [f"{where}: and {len(faults) - MOST} more"] if len(faults) > MOST else []
+        raise UsageError("\n".join([_explain(kind, fault, where) for fault in faults[:MOST]] + more)) from None
 
 
 def parse_record(make: type[R], values: Mapping[str, Any], where: str) -> R:
@@ -50,8 +68,13 @@ def parse_record(make: type[R], values: Mapping[str, Any], where: str) -> R:
     try:
         return TypeAdapter(make).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        lines = [f"{where}.{'.'.join(map(str, e['loc']))} = {e['input']!r}: {_lower(e['msg'])}" for e in error.errors()]
-        raise UsageError("\n".join(lines)) from None
+        raise UsageError("\n".join(_refused(fault, where) for fault in error.errors())) from None
+
+
+def _refused(fault: ErrorDetails, where: str) -> str:
+    """Say what is wrong with one value of a record."""
+    place = ".".join(str(word) for word in (where, *fault["loc"]) if not _is_branch(word))
+    return f"{place} = {_shown(fault['input'])}: {_lower(fault['msg'])}{_hint(fault)}"
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,26 +93,56 @@ def to_toml(config: BaseModel) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG + 1)
+        if len(data) > MAX_CONFIG:
+            raise UsageError(f"{path}: is larger than the {MAX_CONFIG} bytes a config may have; name the right file")
+        return tomllib.loads(_shallow(data.decode("utf-8"), path))
+    except RecursionError:
+        raise UsageError(f"{path}: cannot be read as TOML: it is nested too deeply") from None
     except FileNotFoundError:
         beside = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-        remedy = nearest(path.name, beside) if beside else "no .toml file lies in that folder"
-        raise UsageError(f"{path}: no such config file; {remedy}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        near = nearest(path.name, beside) if beside else "no .toml file lies in that folder"
+        raise UsageError(f"{path}: no such config file; {near}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}; {remedy(error)}") from None
+    except ValueError as error:  # TOML or UTF-8 that is none, numbers of thousands of digits
         raise UsageError(f"{path}: cannot be read as TOML: {error}") from None
 
 
 def _override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UsageError(f"--set {text!r}: write key=value, as in train.lr=0.001")
+        raise UsageError(f"--set {_shown(text)}: write key=value, as in train.lr=0.001")
     try:
         parsed: Any = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = value
     for word in reversed(key.strip().split(".")):
         parsed = {word: parsed}
     return parsed
+
+
+def _shallow(text: str, path: Path) -> str:
+    """Return `text` unless it has a key of hundreds of words, over which the parser's time and memory grow squared."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.partition("=")[0].count(".") > LONGEST_KEY and not line.lstrip().startswith("#"):
+            raise UsageError(f"{path}, line {number}: over {LONGEST_KEY} dots before the value; no key has so many")
+    return text
+
+
+def _refuse_deep(raw: Any, where: str) -> None:
+    """Raise UsageError if tables and lists lie deeper in each other than any config needs; it runs level by level."""
+    level = [raw]
+    for _ in range(DEEPEST):
+        held = [value.values() if isinstance(value, Mapping) else value for value in level]
+        found = [inner for values in held for inner in values]
+        if any(type(number) is int and number.bit_length() > 63 for number in found):
+            raise UsageError(f"{where}: holds a whole number of more than 63 bits, which TOML has none of; correct it")
+        level = [inner for inner in found if isinstance(inner, Mapping | list | tuple)]
+        if not level:
+            return
+    raise UsageError(f"{where}: is nested more than {DEEPEST} deep; no key of a config is")
 
 
 def _plain(value: Any) -> Any:
@@ -99,6 +152,27 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _refuse_secrets(value: Any, where: str, place: str = "") -> None:
+    """Raise UsageError, without showing it, if there is a text in `value` that holds a token or a password."""
+    if isinstance(value, dict):
+        for key, held in value.items():
+            _refuse_secrets(key, where, place or "a key")
+            _refuse_secrets(held, where, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list):
+        for number, held in enumerate(value):
+            _refuse_secrets(held, where, f"{place}.{number}")
+    elif isinstance(value, str) and SECRET.search(value):
+        raise UsageError(
+            f"{where}: {place} holds a token or a password, which would be recorded with the run; take it out, and "
+            "log in instead (`hf auth login`, or the environment variable HF_TOKEN)"
+        )
+
+
+def _shown(value: Any) -> str:
+    """Return a wrong value for a message; what may be a key, long and without a word in it, is cut."""
+    return re.sub(r"(?=[A-Za-z0-9+=_-]*\d)[A-Za-z0-9+=_-]{24,}", lambda found: found[0][:4] + "...", repr(value))
 
 
 def _explain(kind: type[BaseModel], fault: ErrorDetails, where: str) -> str:
@@ -114,7 +188,7 @@ def _explain(kind: type[BaseModel], fault: ErrorDetails, where: str) -> str:
         return f"{where}: {path!r} is missing; add {words[-1]} = ..."
     if fault["type"] == "value_error":
         return ": ".join(word for word in (where, path, str(fault.get("ctx", {}).get("error", fault["msg"]))) if word)
-    return f"{where}: {path} = {fault['input']!r}: {_lower(fault['msg'])}{_hint(fault)}"
+    return f"{where}: {path} = {_shown(fault['input'])}: {_lower(fault['msg'])}{_hint(fault)}"
 
 
 def _is_branch(word: str | int) -> bool:
@@ -132,9 +206,10 @@ def _lower(message: str) -> str:
 
 
 def _hint(fault: ErrorDetails) -> str:
-    if fault["type"] != "literal_error" or not isinstance(fault["input"], str):
+    """Return the nearest valid choice, where the choices can be counted and a word was given."""
+    if not isinstance(fault["input"], str) or fault["type"] not in ("literal_error", "bool_type"):
         return ""
-    expected = str(fault.get("ctx", {}).get("expected", ""))
+    expected = str(fault.get("ctx", {}).get("expected", "true or false"))
     return f"; {nearest(fault['input'], expected.replace(' or ', ', ').replace(chr(39), '').split(', '))}"
 
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from rankwise.config.objective import ClassifySettings, ObjectiveSettings
 from rankwise.config.section import Section
 from rankwise.config.stream import StreamSettings
+from rankwise.errors import nearest
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+DEVICE = r"auto|cpu|cuda(:\d{1,3})?"
+
+
+def _device(name: str) -> str:
+    if not re.fullmatch(DEVICE, name):
+        raise ValueError(f"{name!r} is no device; {nearest(name, ('auto', 'cpu', 'cuda', 'cuda:N'))}")
+    return name
 
 
 class ModelSettings(Section):
@@ -38,7 +47,7 @@ class AdapterSettings(Section):
 
     rank: Count = 8
     """Ranks of a block. More: more room for a task, more memory; parameters grow in proportion."""
-    sites: str | list[str] = "all-linear"
+    sites: str | Annotated[list[str], Field(max_length=10_000)] = "all-linear"
     """Modules to adapt: all-linear, mlp-span (beside each whole MLP), or names (a path, the end of a path, a glob)."""
     layers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
     """First and last block to adapt, both included."""
@@ -92,7 +101,7 @@ class TrainSettings(Section):
     """Micro-batches a step is cut into, to save memory; the step stays the same to rounding."""
     precision: Literal["float32", "bf16"] = "float32"
     """Precision of forward products; parameters stay float32. bf16 is faster where the processor has it."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, AfterValidator(_device), Field(json_schema_extra={"pattern": f"^({DEVICE})$"})] = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: Count | None = None
     """Processor threads; a resumed run is equal to the bit only with the same number. Default: torch's."""
@@ -120,6 +129,6 @@ class Config(Section):
     objective: ObjectiveSettings = ClassifySettings()
     """What a task asks; which keys there are depends on its kind."""
     adapter: AdapterSettings = AdapterSettings()
-    strategy: list[dict[str, Any]] = []
+    strategy: Annotated[list[dict[str, Any]], Field(max_length=64)] = []
     """What protects the past, in order: a kind each, and its settings."""
     train: TrainSettings = TrainSettings()

@@ -19,7 +19,9 @@ class Row:
     test: list[float | None]
     validation: list[float | None]
     diagnostics: list[dict[str, Any]]
-    """For each task: what its test examples made the branches report, by name."""
+    """For each task: what its test examples made the branches report, by name, as a mean over the sites."""
+    sites: dict[str, dict[str, list[float]]]
+    """For each site: the same by name, as a mean over the test examples of all tasks."""
 
 
 def evaluate(learner: Learner) -> Row:
@@ -27,7 +29,7 @@ def evaluate(learner: Learner) -> Row:
     sinks = [Sink() for _ in learner.tasks]
     test = [score(learner, t, t.test, sink) for t, sink in zip(learner.tasks, sinks, strict=True)]
     held = [None if t.validation is None else score(learner, t, t.validation) for t in learner.tasks]
-    return Row(test, held, [sink.means() for sink in sinks])
+    return Row(test, held, [sink.means() for sink in sinks], Sink.by_site(sinks))
 
 
 def score(learner: Learner, task: Task, split: Split, sink: Sink | None = None) -> float | None:

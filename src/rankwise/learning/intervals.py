@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from rankwise.errors import DataError
 from rankwise.learning.metrics import Interval
 from rankwise.seeds import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DRAWS = 10_000
 """Resamples of one interval: its ends are known to about a hundredth of its width."""
@@ -43,7 +44,7 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> Interval
     [0.72, 0.7, 0.74]
     """
     _check(values, level)
-    return _interval([torch.tensor(sorted(values), dtype=torch.float64)], level)
+    return _interval([sorted(values)], level)
 
 
 def difference(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95) -> Difference:
@@ -56,12 +57,14 @@ def difference(a: Mapping[int, float], b: Mapping[int, float], level: float = 0.
         gains = [a[seed] - b[seed] for seed in shared]
         return Difference(bootstrap_interval(gains, level), shared, sum(gain > 0 for gain in gains))
     _check([*a.values(), *b.values()], level)
-    sides = [torch.tensor(sorted(side.values()), dtype=torch.float64) for side in (a, b)]
-    return Difference(_interval([sides[0], -sides[1]], level), (), 0)
+    return Difference(_interval([sorted(a.values()), [-value for value in sorted(b.values())]], level), (), 0)
 
 
-def _interval(samples: Sequence[Tensor], level: float) -> Interval:
-    """Return the sum of the means of independent `samples`, each resampled on its own."""
+def _interval(scores: Sequence[Sequence[float]], level: float) -> Interval:
+    """Return the sum of the means of independent samples of `scores`, each resampled on its own."""
+    import torch  # here: a comparison that is misspelt is told without it
+
+    samples = [torch.tensor(values, dtype=torch.float64) for values in scores]
     mean, n = sum(float(sample.mean()) for sample in samples), min(len(sample) for sample in samples)
     if n == 1:
         return Interval(mean, None, None, n)
@@ -73,6 +76,8 @@ def _interval(samples: Sequence[Tensor], level: float) -> Interval:
 
 def _resampled(sample: Tensor, side: int) -> Tensor:
     """Return the means [DRAWS] of resamples of `sample` [n]."""
+    import torch
+
     draws = torch.randint(len(sample), (DRAWS, len(sample)), generator=generator(0, "bootstrap", side, len(sample)))
     return sample[draws].mean(1)
 

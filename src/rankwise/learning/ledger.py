@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
+import os
 import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,23 @@ import torch
 
 from rankwise.config import Config, to_toml
 from rankwise.errors import StorageError
-from rankwise.files import append_line, load_json, parse_json, remove, truncate, write_file
-from rankwise.storage import newest_valid, read_folder, sweep, write_folder
+from rankwise.files import (
+    LARGEST_RECORD,
+    append_line,
+    check_plain,
+    discard,
+    explained,
+    load_object,
+    make_folder,
+    parse_json,
+    remove,
+    truncate,
+    write_file,
+)
+from rankwise.storage import CARD, newest_valid, read_folder, sweep, write_folder
 from rankwise.tensors import load_tensors, tensor_writer
 
 PACKAGES = ("rankwise", "torch", "transformers", "accelerate", "safetensors", "datasets", "numpy", "scikit-learn")
-LARGEST_RECORD = 1 << 30
-"""Bytes of environment.json: it lists every validation row, and a stream may have millions."""
 UNDO = "undo.json"
 """Stands in a run's directory while its last task is being taken back."""
 KEEP = 2
@@ -47,15 +60,21 @@ class Ledger:
         """Keep other processes from writing here; the lock goes with the process that holds it."""
         import fcntl
 
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise StorageError(
-                    f"{self.path}: another process is writing this run; wait for it or stop it"
-                ) from None
+        with explained(self.path, "cannot be written"):
+            make_folder(self.path)
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            with explained(self.path, "cannot be locked"):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise StorageError(
+                        f"{self.path}: another process is writing this run; wait for it or stop it"
+                    ) from None
             yield
+        finally:
+            with contextlib.suppress(OSError):  # an empty file: nothing of it can be lost
+                os.close(lock)
 
     def open(self, config: Config, stream: Mapping[str, Any], base: Mapping[str, Any]) -> None:
         """Write what the run is made of, and start its events."""
@@ -63,13 +82,22 @@ class Ledger:
             raise StorageError(
                 f"{self.path} holds a run already; `rankwise resume {self.path}` or choose another --out"
             )
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self.write_json("environment.json", {**environment(), "base": dict(base), "stream": dict(stream)})
-        write_file(self.path / "config.toml", to_toml(config).encode())  # last: where it stands, `resume` works
+        with explained(self.checkpoints, "cannot be made"):
+            make_folder(self.checkpoints)
+        record = {**environment(), "base": dict(base), "stream": dict(stream)}
+        text = to_toml(config)
+        self.write_json("environment.json", {"run": _identity(text, record), **record})
+        write_file(self.path / "config.toml", text.encode())  # last: where it stands, `resume` works
+
+    @cached_property
+    def run(self) -> str | None:
+        """What tells this run from others: snapshots bear it. None: it was started before there was such a mark."""
+        record = self.path / "environment.json"
+        return load_object(record, LARGEST_RECORD).get("run") if record.exists() else None
 
     def refuse_changed(self, stream: Mapping[str, Any], base: Mapping[str, Any]) -> None:
         """Raise StorageError if the data or the base are not those the run was started with."""
-        saved = load_json(self.path / "environment.json", max_bytes=LARGEST_RECORD)
+        saved = load_object(self.path / "environment.json", LARGEST_RECORD)
         for what, now in (("stream", stream), ("base", base)):
             if saved.get(what) != json.loads(json.dumps(now)):
                 raise StorageError(
@@ -87,38 +115,47 @@ class Ledger:
         offset = self.events.stat().st_size if self.events.exists() else 0
         files = {
             "state.safetensors": tensor_writer(tensors),
-            "state.json": json.dumps({**values, "events": offset, "kept": kept}).encode(),
+            "state.json": json.dumps({**values, "events": offset, "kept": kept, "run": self.run}).encode(),
         }
         write_folder(self.checkpoints / _name(number), files, kind="snapshot")
         self._forget_old()
 
     def clean(self) -> None:
         """Remove what a killed writer left half written, end a killed `undo`; only where nobody else writes."""
-        sweep(self.checkpoints)
+        self.tidy()
         if self.undoing() is not None:
             self.cut()
             self.end_undo()
 
+    def tidy(self) -> None:
+        """Remove what a killed writer left half written; only where nobody else writes."""
+        sweep(self.path)
+        sweep(self.checkpoints)
+
     def newest(self) -> str:
         """Say which snapshot a resumed run starts from."""
-        folder, _ = newest_valid(self.checkpoints, kind="snapshot", pattern="step-*")
+        folder, _ = self._newest()
         return "there is no snapshot yet" if folder is None else f"the last good snapshot is {folder}"
 
     def last(self) -> tuple[State | None, list[str]]:
         """Return the newest snapshot that is whole, and one line about each newer one that is not."""
-        folder, refused = newest_valid(self.checkpoints, kind="snapshot", pattern="step-*")
+        folder, refused = self._newest()
         return None if folder is None else self.read(folder), refused
 
     def read(self, folder: Path) -> State:
-        """Return what the snapshot `folder` holds; StorageError if it is not whole."""
+        """Return what the snapshot `folder` holds; StorageError if it is not whole, or another run's."""
         files = read_folder(folder, kind="snapshot")
-        values = json.loads(files["state.json"].read_text())
+        self._refuse_foreign(folder, files)
+        values = _values(folder)
+        if not _is_state(values):
+            raise StorageError(f"{folder / 'state.json'}: is no state of a run; it was altered")
         return load_tensors(files["state.safetensors"], finite=False), values
 
     def task_ends(self) -> dict[int, Path]:
         """Return the snapshot written at the end of each task, by the number of tasks learnt; none is verified."""
         found = {folder: _values(folder) for folder in sorted(self.checkpoints.glob("step-*"))}
-        return {values["progress"]["task"]: folder for folder, values in found.items() if values.get("kept")}
+        kept = {folder: values for folder, values in found.items() if values.get("kept") and _is_state(values)}
+        return {values["progress"]["task"]: folder for folder, values in kept.items()}
 
     def progress(self, folder: Path) -> dict[str, Any]:
         """Return where the run stood at a snapshot that `task_ends` lists."""
@@ -126,10 +163,15 @@ class Ledger:
 
     def read_events(self) -> list[dict[str, Any]]:
         """Return the events, each with `end`, the offset in bytes after it; a line torn by a kill is left out."""
+        if self.events.exists():
+            check_plain(self.events)
         data = self.events.read_bytes() if self.events.exists() else b""
         ends = [match.end() for match in re.finditer(b"\n", data)]
-        lines = data.splitlines()[: len(ends)]
-        return [{**parse_json(line, str(self.events)), "end": end} for line, end in zip(lines, ends, strict=True)]
+        events = [parse_json(line, str(self.events)) for line in data.split(b"\n")[: len(ends)]]
+        for number, event in enumerate(events, 1):
+            if not isinstance(event, dict) or "event" not in event:
+                raise StorageError(f"{self.events}: line {number} is no event; it was altered: restore it from a copy")
+        return [{**event, "end": end} for event, end in zip(events, ends, strict=True)]
 
     def begin_undo(self, task: str, folder: Path | None, offset: int) -> None:
         """Note that all after snapshot `folder` (None: after the start) and event offset `offset` is to go.
@@ -141,22 +183,25 @@ class Ledger:
 
     def undoing(self) -> dict[str, Any] | None:
         """Return what `begin_undo` noted, if `end_undo` has not come since."""
-        return load_json(self.path / UNDO) if (self.path / UNDO).exists() else None
+        if not (self.path / UNDO).exists():
+            return None
+        found = load_object(self.path / UNDO, keys=("task", "number", "events"))
+        if type(found["number"]) is not int or type(found["events"]) is not int:
+            raise StorageError(f"{self.path / UNDO}: 'number' and 'events' must be whole numbers; it was altered")
+        return found
 
     def cut(self) -> None:
         """Remove the snapshots and events that are to go, the newest first."""
         asked = self.undoing() or {}
         for folder in sorted(self.checkpoints.glob("step-*"), reverse=True):
             if folder.name > _name(asked["number"]):
-                remove(folder)
-                if folder.exists():
-                    raise StorageError(f"{folder}: cannot be removed; check the permissions and undo again")
+                discard(folder)
         if self.events.exists() and self.events.stat().st_size > asked["events"]:
             truncate(self.events, asked["events"])
 
     def end_undo(self) -> None:
         """Note that the undo is complete."""
-        remove(self.path / UNDO)
+        discard(self.path / UNDO)  # left there, it would take the task back again after it was relearnt
 
     def rewind(self, offset: int, number: int) -> None:
         """Go back to snapshot `number`: cut the events written after it, and put later, refused snapshots aside."""
@@ -164,7 +209,8 @@ class Ledger:
             if folder.name > _name(number):
                 aside = folder.with_name(folder.name.replace("step", "refused"))
                 remove(aside)
-                folder.rename(aside)
+                with explained(folder, "cannot be put aside"):
+                    folder.rename(aside)
         if self.events.exists():
             truncate(self.events, offset)
 
@@ -184,12 +230,21 @@ class Ledger:
         write_file(self.path / "matrix.csv", text.getvalue().encode())
 
     def stored_bytes(self) -> int:
-        """Size of what the run leaves to be used: the files under adapter/."""
-        return sum(file.stat().st_size for file in (self.path / "adapter").glob("*") if file.is_file())
+        """Size of what the run leaves to be used: the files under adapter/, without the words about them."""
+        files = (self.path / "adapter").glob("*")
+        return sum(file.stat().st_size for file in files if file.is_file() and file.name != CARD)
+
+    def _newest(self) -> tuple[Path | None, list[str]]:
+        return newest_valid(self.checkpoints, kind="snapshot", pattern="step-*", check=self._refuse_foreign)
+
+    def _refuse_foreign(self, folder: Path, files: Mapping[str, Path]) -> None:
+        if _values(files["state.json"].parent).get("run") != self.run:
+            raise StorageError(f"{folder}: is a snapshot of another run; remove it")
 
     def _forget_old(self) -> None:
         """Remove snapshots within tasks but the newest few; one that is being read elsewhere is left."""
-        passing = [folder for folder in sorted(self.checkpoints.glob("step-*")) if not _is_kept(folder)]
+        found = sorted(self.checkpoints.glob("step-*"))
+        passing = [folder for folder in found if _values(folder).get("kept") is False]  # not what cannot be read
         for folder in passing[:-KEEP]:
             remove(folder)
 
@@ -198,16 +253,29 @@ def _name(number: int) -> str:
     return f"step-{number:08d}"
 
 
-def _is_kept(folder: Path) -> bool:
-    return bool(_values(folder).get("kept"))
+def _identity(config: str, record: Mapping[str, Any]) -> str:
+    """Tell a run from others: two that agree in all of this leave the same bits, so their snapshots may stand in."""
+    return hashlib.sha256(json.dumps([config, record], sort_keys=True).encode()).hexdigest()
 
 
 def _values(folder: Path) -> dict[str, Any]:
-    """Return the JSON values of a snapshot, or none where they cannot be read."""
-    try:
-        return json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError):
+    """Return the JSON values of a snapshot, none where they are gone or altered, or lie elsewhere."""
+    if folder.is_symlink():
         return {}
+    with explained(folder, "cannot be read"):
+        try:
+            found = json.loads((folder / "state.json").read_text())
+        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+            return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_state(found: object) -> bool:
+    """Say whether the values of a snapshot have the form that a run writes."""
+    match found:
+        case {"progress": {"task": int()}, "learner": {"blocks": _, "begun": int(), "phase": _}, "events": int()}:
+            return True
+    return False
 
 
 def environment() -> dict[str, Any]:

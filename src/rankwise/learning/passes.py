@@ -12,12 +12,12 @@ from rankwise.adapters import Sink, using
 from rankwise.streams import Batch, Split, encoded, in_order
 
 if TYPE_CHECKING:
-    from rankwise.learning.learner import Learner
+    from rankwise.learning.view import View
 
 Do = Callable[[Batch], Tensor]
 
 
-def each(learner: Learner, split: Split, do: Do, blocks: tuple[str, ...] | None, sink: Sink | None) -> Tensor:
+def each(learner: View, split: Split, do: Do, blocks: tuple[str, ...] | None, sink: Sink | None) -> Tensor:
     """Return do(batch) for all rows of `split`: [N, ...]."""
     mine = split.take(torch.tensor(learner.processes.share(len(split)), dtype=torch.long))
     learner.model.eval()
@@ -28,7 +28,7 @@ def each(learner: Learner, split: Split, do: Do, blocks: tuple[str, ...] | None,
     return learner.processes.gather(torch.cat(rows), len(split))
 
 
-def one(learner: Learner, batch: Batch, do: Do, blocks: tuple[str, ...] | None, sink: Sink | None) -> Tensor:
+def one(learner: View, batch: Batch, do: Do, blocks: tuple[str, ...] | None, sink: Sink | None) -> Tensor:
     """Return do(batch) under the context of evaluation."""
     batch = batch.to(learner.processes.device)
     context = {"blocks": blocks, "sink": sink, **learner.context(batch, None)}
@@ -36,7 +36,7 @@ def one(learner: Learner, batch: Batch, do: Do, blocks: tuple[str, ...] | None, 
         return do(batch)
 
 
-def go_along(learner: Learner, split: Split, do: Do, blocks: tuple[str, ...] | None, done: int) -> None:
+def go_along(learner: View, split: Split, do: Do, blocks: tuple[str, ...] | None, done: int) -> None:
     """Run the forwards that other processes run and this one does not need: they wait for its share of the base."""
     longest = -(-len(split) // learner.processes.world)
     for _ in range(done, -(-longest // learner.config.train.eval_batch_size)):

@@ -62,6 +62,7 @@ def undo(learner: Learner, ledger: Ledger, base: Mapping[str, Any]) -> dict[str,
         StorageError: the snapshot to go back to is gone or damaged; nothing was changed.
 
     """
+    ledger.tidy()
     if ledger.undoing() is None:
         ledger.begin_undo(*_before_last(ledger))
     asked = ledger.undoing() or {}

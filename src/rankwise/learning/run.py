@@ -55,6 +55,8 @@ class Progress:
     rows: list[list[float | None]] = field(default_factory=list)
     validation: list[list[float | None]] = field(default_factory=list)
     diagnostics: list[list[dict[str, Any]]] = field(default_factory=list)
+    sites: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """What the branches reported site by site after the last task; see `evaluate.Row`."""
     seconds: float = 0.0
     """Wall seconds of all sittings."""
 
@@ -190,6 +192,7 @@ def _task_done(progress: Progress, row: Row) -> Progress:
         rows=[*progress.rows, row.test],
         validation=[*progress.validation, row.validation],
         diagnostics=[*progress.diagnostics, row.diagnostics],
+        sites=row.sites,
     )
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -28,6 +27,7 @@ from transformers.utils import logging
 from rankwise.errors import DataError
 from rankwise.models import base
 from rankwise.models.base import Backbone, Pool
+from rankwise.models.checks import Explained, check_folder
 from rankwise.models.images import encode_images
 from rankwise.models.language import Answers, form_of, language_of
 from rankwise.models.sources import find, image_settings, read_config, refuse_featureless
@@ -37,6 +37,7 @@ VISION_PARTS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}  # of a mo
 POOLED = frozenset({"clip", "clip_vision_model", "siglip", "siglip_vision_model"})
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "spm.model")
 WRITERS = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}
+COPY = "get an undamaged copy"
 CLASS_TOKEN = frozenset({"vit", "deit", "beit", "data2vec-vision", "dinov2", "vit_msn"})
 
 
@@ -60,12 +61,14 @@ def load(
     cannot be used, and UsageError for an unknown pooling.
     """
     folder = find(name, revision, trust_remote_code)
+    check_folder(folder, trusted=trust_remote_code)
     config = read_config(folder, trust_remote_code)
     make = _encoder if answers is None else partial(_writer, answers=answers)
     backbone = make(label or name, folder, config, pooling, max_length, trust_remote_code)
     backbone.fingerprint, backbone.folder = base.fingerprint(backbone.module), folder
     sample: Any = torch.zeros(1, 8, 8, dtype=torch.uint8) if backbone.modality == "image" else ["a"]
-    with torch.no_grad():  # the configuration's name for the width differs from model to model: measure it
+    # The configuration's name for the width differs from model to model: measure it.
+    with Explained(f"{folder}: the model cannot read an input", COPY), torch.no_grad():
         backbone.dim = backbone.features(backbone.encode(sample)).shape[1]
     return backbone
 
@@ -119,11 +122,8 @@ def read_module(
     """
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     options |= {"config": config, "dtype": torch.float32, "trust_remote_code": trust_remote_code}
-    try:
-        with torch.random.fork_rng(devices=[]), _quietly():
-            module, report = read(folder, **options, **extra)
-    except (OSError, ValueError, RuntimeError, SafetensorError, KeyError) as error:
-        raise DataError(f"{folder}: the weights cannot be read ({error}); get an undamaged copy") from error
+    with Explained(f"{folder}: the weights cannot be read", COPY), torch.random.fork_rng(devices=[]), _quietly():
+        module, report = read(folder, **options, **extra)
     missing = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
@@ -165,10 +165,8 @@ def read_tokenizer(folder: Path, trust_remote_code: bool) -> PreTrainedTokenizer
     remedy = "save it there with tokenizer.save_pretrained()"
     if not trust_remote_code and not any((folder / name).exists() for name in VOCABULARIES):
         raise DataError(f"{folder}: no tokenizer lies there; {remedy}")  # the library would make up an empty one
-    try:
+    with Explained(f"{folder}: no tokenizer can be read", remedy):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: no tokenizer can be read ({error}); {remedy}") from error
 
 
 def _text_pool(kind: str) -> Pool:

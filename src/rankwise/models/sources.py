@@ -11,6 +11,7 @@ from huggingface_hub import constants, snapshot_download
 from transformers import AutoConfig, PreTrainedConfig
 
 from rankwise.errors import DataError
+from rankwise.models.checks import Explained
 
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.model"]
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -57,11 +58,8 @@ def read_config(folder: Path, trust_remote_code: bool) -> PreTrainedConfig:
         raise DataError(f"{folder}: {met}; write the model again with save_pretrained(), as model.safetensors")
     if not file.exists():
         raise DataError(f"{folder}: no config.json; give a folder in the Hugging Face layout")
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: cannot be read as a model's configuration: {error}") from error
-    return config
+    with Explained(f"{file}: cannot be read as a model's configuration", "get an undamaged copy"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
 
 
 def refuse_featureless(config: PreTrainedConfig, folder: Path) -> None:

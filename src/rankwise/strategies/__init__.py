@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
-from rankwise.strategies.base import Copy, Host, Phase, Setting, Strategy, Term, check_together
+from rankwise.strategies.base import Setting, Strategy, check_together
 from rankwise.strategies.consistency import Consistency
 from rankwise.strategies.derpp import Derpp
 from rankwise.strategies.ema import Ema
 from rankwise.strategies.ewc import Ewc
+from rankwise.strategies.host import Copy, Host, Phase, Term
 from rankwise.strategies.l2 import L2
 from rankwise.strategies.lwf import Lwf
 from rankwise.strategies.orthogonal import Orthogonal

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rankwise.adapters import Site, banks_of, read_weight
 from rankwise.adapters.edits import owner_of
-from rankwise.strategies.base import Host
+from rankwise.strategies.host import Host
 from rankwise.streams import Batch, Split
 
 

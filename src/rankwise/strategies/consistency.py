@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from rankwise.config import NotNegative
 from rankwise.objectives import Outputs
-from rankwise.strategies.base import Host, Strategy
+from rankwise.strategies.base import Strategy
+from rankwise.strategies.host import Host
 from rankwise.streams import Batch
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from rankwise.config import Count, NotNegative
 from rankwise.objectives import Outputs
 from rankwise.seeds import derive, generator
-from rankwise.strategies.base import Host, Setting, Strategy, Term, places_of
+from rankwise.strategies.base import Setting, Strategy
+from rankwise.strategies.host import Host, Term, places_of
 from rankwise.streams import Batch
 
 

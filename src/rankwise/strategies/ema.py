@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from rankwise.adapters import Change
-from rankwise.strategies.base import Copy, Host, Setting, Strategy
+from rankwise.strategies.base import Setting, Strategy
+from rankwise.strategies.host import Copy, Host
 from rankwise.streams import Task
 
 

@@ -18,7 +18,8 @@ from rankwise.adapters import Change
 from rankwise.config import Count, NotNegative
 from rankwise.errors import ConflictError
 from rankwise.seeds import generator
-from rankwise.strategies.base import Host, Setting, Strategy, Term, weights_of
+from rankwise.strategies.base import Setting, Strategy
+from rankwise.strategies.host import Host, Term, weights_of
 from rankwise.streams import Batch, Task
 
 Piece = tuple[Tensor, float]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from rankwise.config import NotNegative
-from rankwise.strategies.base import Host, Setting, Strategy, Term, weights_of
+from rankwise.strategies.base import Setting, Strategy
+from rankwise.strategies.host import Host, Term, weights_of
 from rankwise.streams import Task
 
 

@@ -18,7 +18,8 @@ from rankwise.adapters import Change
 from rankwise.config import NotNegative, Positive
 from rankwise.errors import ConflictError
 from rankwise.objectives import Outputs
-from rankwise.strategies.base import Host, Setting, Strategy, places_of
+from rankwise.strategies.base import Setting, Strategy
+from rankwise.strategies.host import Host, places_of
 from rankwise.streams import Batch, Task
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from rankwise.adapters import banks_of
 from rankwise.config import NotNegative
 from rankwise.errors import ConflictError
-from rankwise.strategies.base import Host, Setting, Strategy, Term
+from rankwise.strategies.base import Setting, Strategy
+from rankwise.strategies.host import Host, Term
 from rankwise.streams import Task
 
 Course = Annotated[tuple[NotNegative, ...], Field(min_length=1)]

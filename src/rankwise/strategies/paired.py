@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from rankwise.adapters import Pair, adapter_of, banks_of
 from rankwise.adapters.paired import Alternation, Factors, PairedRule, wide
 from rankwise.errors import ConflictError
-from rankwise.strategies.base import Host, Strategy
+from rankwise.strategies.base import Strategy
+from rankwise.strategies.host import Host
 
 
 def pairs_of(host: Host, name: str) -> list[Factors]:

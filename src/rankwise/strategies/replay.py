@@ -14,7 +14,8 @@ from rankwise.adapters import Change
 from rankwise.config import Count, Positive
 from rankwise.objectives import Outputs
 from rankwise.seeds import derive, generator
-from rankwise.strategies.base import Host, Strategy, Term
+from rankwise.strategies.base import Strategy
+from rankwise.strategies.host import Host, Term
 from rankwise.streams import Batch, Task
 
 

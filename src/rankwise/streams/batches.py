@@ -40,8 +40,8 @@ class Batch:
         bounds = [len(self) * i // parts for i in range(parts + 1)]
         return [self.rows(slice(a, b)) for a, b in zip(bounds, bounds[1:], strict=False)]
 
-    def rows(self, where: slice) -> Batch:
-        """Return the examples in `where`."""
+    def rows(self, where: slice | Tensor) -> Batch:
+        """Return the examples in `where`: a run of them, or places [n], which may repeat."""
         return Batch({k: v[where] for k, v in self.inputs.items()}, self.labels[where], self.ids[where])
 
     def to(self, device: torch.device) -> Batch:

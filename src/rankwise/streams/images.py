@@ -24,6 +24,8 @@ MAX_PIXELS = 64_000_000
 """A picture with more pixels than this is refused before it is decoded (a small file can unpack to gigabytes)."""
 GREY_MODES = ("1", "L")
 COLOUR_MODES = ("RGB", "RGBA", "P", "PA", "LA", "CMYK", "YCbCr")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""Formats that are decoded, by content whatever the name says: others may start programs (PostScript does)."""
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
@@ -87,7 +89,7 @@ def pictures(items: Sequence[bytes | Path], labels: Sequence[str]) -> Tensor | E
 def header(item: bytes | Path, label: str) -> Header:
     """Read a picture's header only; refuses what is no picture, too large, or not 8 bits a channel (DataError)."""
     try:
-        with Image.open(_opened(item, label)) as image:
+        with Image.open(_opened(item, label), formats=FORMATS) as image:
             (width, height), mode = image.size, image.mode
     except BROKEN as error:
         raise _broken(label, error) from error
@@ -101,7 +103,7 @@ def header(item: bytes | Path, label: str) -> Header:
 def decode(item: bytes | Path, label: str, grey: bool) -> np.ndarray:
     """One picture as uint8 [H, W] (grey) or [H, W, 3]. Raises DataError naming `label` if it is broken."""
     try:
-        with Image.open(_opened(item, label)) as image:
+        with Image.open(_opened(item, label), formats=FORMATS) as image:
             return np.array(image.convert("L" if grey else "RGB"), dtype=np.uint8)
     except BROKEN as error:
         raise _broken(label, error) from error

@@ -216,8 +216,14 @@ def _labels(table: Table, name: str) -> tuple[list[Label], tuple[str, ...] | Non
 
 def _whole(label: Label) -> bool:
     text = str(label)
-    return text == "0" or (
-        text.lstrip("-").isascii() and text.removeprefix("-").isdigit() and not text.removeprefix("-").startswith("0")
+    return (
+        text == "0"
+        or (len(text) < 20)
+        and (
+            text.lstrip("-").isascii()
+            and text.removeprefix("-").isdigit()
+            and not text.removeprefix("-").startswith("0")
+        )
     )
 
 

@@ -7,14 +7,17 @@ pickle, no loading scripts from the hub.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import datasets.exceptions
+import pyarrow
 
-from rankwise.errors import DataError, nearest
+from rankwise.errors import DataError, StorageError, nearest
+from rankwise.files import check_plain, load_json
 from rankwise.streams.digests import folder_sha256, rows_sha256
 from rankwise.streams.rows import Label, Rows, Table, rows_of
 from rankwise.streams.tables import (
@@ -37,6 +40,7 @@ READERS: dict[str, Callable[[Path, str, str | None], Parts]] = {
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 HUB, MEMORY = "hub:", "memory:"
 FAILED_LOADS = (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError)
+BROKEN_SETS = (*FAILED_LOADS, TypeError, AttributeError, IndexError, pyarrow.ArrowException)
 Source = str | Path | Mapping[str, Any] | datasets.Dataset | datasets.DatasetDict
 
 
@@ -138,7 +142,16 @@ def _from_path(path: Path, name: str, split_column: str | None) -> Parts:
         return _saved_data_set(path, name, split_column) if saved else _image_folder(path, name)
     if path.suffix.lower() not in READERS:
         raise DataError(f"{name}: unknown kind of file '{path.suffix}'; {nearest(path.suffix, READERS)}")
+    refuse_special(path, name)
     return READERS[path.suffix.lower()](path, name, split_column)
+
+
+def refuse_special(path: Path, name: str, root: Path | None = None) -> None:
+    """Raise DataError for a pipe or a device, and for a link that leads out of the folder `root`; see `check_plain`."""
+    try:
+        check_plain(path, root)
+    except StorageError as error:
+        raise DataError(f"{name}: {error}") from error
 
 
 def _siblings(path: Path) -> str:
@@ -162,23 +175,62 @@ def _from_hub(name: str) -> datasets.Dataset | datasets.DatasetDict:
 
 
 def _saved_data_set(path: Path, name: str, split_column: str | None) -> Parts:
+    _check_saved(path, name)
     try:
         held = datasets.load_from_disk(str(path))
-    except FAILED_LOADS as error:
+    except BROKEN_SETS as error:
         raise DataError(f"{name}: not a readable data set folder ({error}); save it again") from error
+    if not len(held) or not isinstance(held, datasets.DatasetDict) and not held.column_names:
+        raise DataError(f"{name}: holds no rows; save it again")
     files = [entry for entry in path.rglob("*") if entry.is_file() and not entry.name.startswith("cache-")]
-    return _data_set(held, name, split_column, folder_sha256(path, files))
+    return _data_set(held, name, split_column, folder_sha256(path, files), path)
+
+
+def _check_saved(path: Path, name: str) -> None:
+    """Refuse a saved data set whose files are links, name files elsewhere, or are no settings."""
+    for file in (entry for entry in path.rglob("*") if not entry.is_dir() or entry.is_symlink()):
+        refuse_special(file, name, path)
+    listed = _settings(path / "dataset_dict.json", name).get("splits", []) if _is_divided(path) else [""]
+    for split in listed if isinstance(listed, list) else [None]:
+        if not isinstance(split, str) or not re.fullmatch(r"\w[\w.-]*|", split):
+            raise DataError(f"{name}: part {split!r} is no plain name of a folder; save it again")
+        state = _settings(path / split / "state.json", name)
+        _settings(path / split / "dataset_info.json", name)
+        for key in ("_data_files", "_indices_data_files"):
+            entries = state.get(key) or []
+            for entry in entries if isinstance(entries, list) else [None]:
+                file = entry.get("filename") if isinstance(entry, dict) else None
+                if not isinstance(file, str) or "/" in file or not (path / split / file).is_file():
+                    raise DataError(f"{name}: {key} names {file!r}, which is no file of its folder; save it again")
+
+
+def _is_divided(path: Path) -> bool:
+    return (path / "dataset_dict.json").is_file()
+
+
+def _settings(file: Path, name: str) -> dict[str, Any]:
+    try:
+        found = load_json(file)
+    except StorageError as error:
+        raise DataError(f"{name}: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{name}: {file.name} holds a {type(found).__name__} instead of settings; save it again")
+    return found
 
 
 def _data_set(
-    held: datasets.Dataset | datasets.DatasetDict, where: str, column: str | None, sha256: str | None = None
+    held: datasets.Dataset | datasets.DatasetDict,
+    where: str,
+    column: str | None,
+    sha256: str | None = None,
+    root: Path | None = None,
 ) -> Parts:
     if isinstance(held, datasets.DatasetDict):
-        return {str(split): _data_table(part, where, sha256) for split, part in held.items()}
-    return parts_by_column(_data_table(held, where, sha256), column)
+        return {str(split): _data_table(part, where, sha256, root) for split, part in held.items()}
+    return parts_by_column(_data_table(held, where, sha256, root), column)
 
 
-def _data_table(held: datasets.Dataset, where: str, sha256: str | None) -> Table:
+def _data_table(held: datasets.Dataset, where: str, sha256: str | None, root: Path | None) -> Table:
     names: dict[str, tuple[str, ...]] = {}
     for column, feature in held.features.items():
         if isinstance(feature, datasets.ClassLabel):
@@ -187,18 +239,27 @@ def _data_table(held: datasets.Dataset, where: str, sha256: str | None) -> Table
             held = held.cast_column(column, datasets.Image(decode=False))
     files = ({"name": where, "sha256": sha256, "rows": len(held)},)
     return Table(
-        where, tuple(held.column_names), lambda column: _plain_column(held, column), range(len(held)), names, files
+        where,
+        tuple(held.column_names),
+        lambda column: _plain_column(held, column, where, root),
+        range(len(held)),
+        names,
+        files,
     )
 
 
-def _plain_column(held: datasets.Dataset, column: str) -> list[Any]:
-    """A column's values; a picture saved by reference becomes its path."""
-    return [_picture_path(value) if isinstance(value, Mapping) else value for value in held[column]]
+def _plain_column(held: datasets.Dataset, column: str, where: str, root: Path | None) -> list[Any]:
+    """A column's values; a picture saved by reference becomes its path, which must lie below `root`."""
+    return [_picture_path(value, where, root) if isinstance(value, Mapping) else value for value in held[column]]
 
 
-def _picture_path(value: Mapping[str, Any]) -> Any:
-    by_reference = value.get("bytes") is None and isinstance(value.get("path"), str)
-    return Path(value["path"]) if by_reference else value
+def _picture_path(value: Mapping[str, Any], where: str, root: Path | None) -> Any:
+    if value.get("bytes") is not None or not isinstance(value.get("path"), str):
+        return value
+    path = Path(value["path"])
+    if root is not None:
+        refuse_special(path, where, root)
+    return path
 
 
 def _image_folder(path: Path, name: str) -> Parts:
@@ -215,6 +276,9 @@ def _folders(path: Path) -> list[Path]:
 
 def _class_folders(path: Path, name: str) -> Table:
     files = [file for folder in _folders(path) for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES]
+    for file in files:
+        if not file.is_file() or file.is_symlink() or file.parent.is_symlink():
+            refuse_special(file, name, path)
     if not files:
         raise DataError(f"{name}: no pictures found; lay them out as {name}/<class>/<file> ({', '.join(PICTURES)})")
     labels: list[Label] = [file.parent.name for file in files]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import struct
 import zipfile
 import zlib
 from collections import Counter
@@ -22,7 +24,14 @@ from rankwise.streams.rows import INPUTS, Table, require
 Parts = dict[str, Table]
 """A source's tables by split; an undivided source has the single split ''."""
 WHOLE = ""
-BROKEN_ARRAYS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+BROKEN_ARRAYS = (
+    *(OSError, ValueError, EOFError, KeyError, RuntimeError, SyntaxError, TypeError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, MemoryError),
+)
+SMALL, RATIO = 128 << 20, 200
+"""Bytes that any file may unpack to; times its own size that a larger one may."""
+BATCH, ARRAYS = 32, 1000
+"""Rows of parquet read at a time; arrays in an archive."""
 
 
 def file_entry(path: Path, name: str, rows: int) -> dict[str, Any]:
@@ -82,9 +91,19 @@ def _object(line: str, place: str) -> dict[str, Any]:
         raise DataError(
             f"{place}: not JSON ({error}); the file may be cut short: correct the line or copy it again"
         ) from error
+    if "\\ud" in line.lower() and not _encodable(record):
+        raise DataError(f"{place}: half of a surrogate pair, which is no text; correct the line")
     if not isinstance(record, dict):
         raise DataError(f"{place}: expected an object with named columns, got {type(record).__name__}; write {{...}}")
     return record
+
+
+def _encodable(record: Any) -> bool:
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_csv(path: Path, name: str, column: str | None) -> Parts:
@@ -120,8 +139,9 @@ def _csv_records(reader: Any, name: str) -> list[dict[str, str]]:
 
 def read_parquet(path: Path, name: str, column: str | None) -> Parts:
     """A parquet file; columns are read from the table when they are asked for."""
+    limit = unpacked_limit(path)
     try:
-        held = pyarrow.parquet.read_table(path)
+        held = _bounded(path, name, limit)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{name}: not a readable parquet file ({error}); it may be cut short: copy it again") from error
     files = (file_entry(path, name, held.num_rows),)
@@ -132,6 +152,35 @@ def read_parquet(path: Path, name: str, column: str | None) -> Parts:
     return parts_by_column(Table(name, tuple(held.column_names), read, range(held.num_rows), {}, files), column)
 
 
+def unpacked_limit(path: Path) -> int:
+    """Bytes that a compressed file may unpack to: a file made to fill the memory unpacks to thousands of times its
+    size."""
+    return max(SMALL, RATIO * path.stat().st_size)
+
+
+def _bounded(path: Path, name: str, limit: int) -> pyarrow.Table:
+    """Read a parquet file a few rows at a time, until it turns out larger than `limit`."""
+    with pyarrow.parquet.ParquetFile(path) as file:
+        batches, size, schema = [], 0, file.schema_arrow
+        if 4 * file.metadata.num_rows * max(1, file.metadata.num_columns) > limit:
+            raise DataError(f"{name}: says it has {file.metadata.num_rows} rows, far beyond its size; write it again")
+        for batch in map(_spelt_out, file.iter_batches(batch_size=BATCH, use_threads=False)):
+            size += batch.nbytes
+            if size > limit:
+                raise DataError(f"{name}: unpacks to more than {limit} bytes, far beyond its size; write it again")
+            batches.append(batch)
+    return pyarrow.Table.from_batches(batches, _spelt_out(schema.empty_table()).schema)
+
+
+def _spelt_out(batch: Any) -> Any:
+    """Write the values of a dictionary out, as reading them row by row does."""
+    for place, kind in enumerate(batch.schema.types):
+        if pyarrow.types.is_dictionary(kind):
+            field = batch.schema.field(place).with_type(kind.value_type)
+            batch = batch.set_column(place, field, batch.column(place).cast(kind.value_type))
+    return batch
+
+
 def read_npz(path: Path, name: str, column: str | None) -> Parts:
     """Arrays `x_<split>` and `y_<split>` (as columns `input` and `target`), or plain arrays of one length.
 
@@ -139,11 +188,42 @@ def read_npz(path: Path, name: str, column: str | None) -> Parts:
     (`alphabet_train` before `alphabet`) or one a class, and `<array>_names` names its values.
     """
     try:
+        _refuse_swollen(path, name)
         with np.load(path, allow_pickle=False) as held:
             arrays = {key: held[key] for key in held.files}
     except BROKEN_ARRAYS as error:
         raise DataError(f"{name}: not a readable npz file without pickled objects ({error}); copy it again") from error
+    if single := [key for key, array in arrays.items() if array.ndim == 0]:
+        raise DataError(f"{name}: '{single[0]}' is one value, not one a row; give arrays with a row for each input")
     return from_arrays(arrays, name, column, lambda rows: (file_entry(path, name, rows),))
+
+
+def _refuse_swollen(path: Path, name: str) -> None:
+    """Refuse an archive that unpacks to far more than its size, or whose arrays claim more than their entries hold."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
+        limit = unpacked_limit(path)
+        if len(entries) > ARRAYS:
+            raise DataError(f"{name}: holds {len(entries)} arrays, at most {ARRAYS} are read; write a row in an array")
+        if sum(entry.file_size for entry in entries) > limit:
+            raise DataError(f"{name}: unpacks to more than {limit} bytes, far beyond its size; write it again")
+        for entry in entries:
+            with archive.open(entry) as stream:
+                claimed = _claimed(stream)
+            if claimed > entry.file_size:
+                raise DataError(f"{name}: array '{entry.filename}' claims {claimed} bytes but holds {entry.file_size}")
+
+
+def _claimed(stream: Any) -> int:
+    """Bytes that the header of an array says it has."""
+    version = np.lib.format.read_magic(stream)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"version {version} of the format")
+    shape, _, kind = read(stream)
+    if any(size < 0 for size in shape):
+        raise ValueError(f"shape {shape}")
+    return math.prod(max(size, 1) for size in shape) * kind.itemsize
 
 
 def from_arrays(
@@ -202,4 +282,8 @@ def _array_column(arrays: Mapping[str, Any], key: str, size: int, where: str) ->
     if len(values) != size:
         raise DataError(f"{where}: '{key}' has {len(values)} values for {size} rows; give one a row or one a class")
     names = arrays.get(f"{key}_names")
-    return values if names is None else [str(names[int(value)]) for value in values]
+    if names is None:
+        return values
+    if any(not 0 <= int(value) < len(names) for value in values):
+        raise DataError(f"{where}: '{key}' has values beyond the {len(names)} of '{key}_names'; name each value")
+    return [str(names[int(value)]) for value in values]

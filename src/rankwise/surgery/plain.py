@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from rankwise.errors import UsageError
-from rankwise.files import Content
+from rankwise.errors import StorageError, UsageError
+from rankwise.files import TEMPORARY, Content, explained, remove
 from rankwise.storage import write_folder
 
 KIND = "model"
@@ -31,17 +33,39 @@ def write_plain(module: object, source: Path | None, out: Path, extra: Mapping[s
 
     Raises:
         UsageError: `module` is no model of transformers.
+        StorageError: `out` or a temporary folder cannot be written.
 
     """
     if not isinstance(module, PreTrainedModel):
         raise UsageError(f"{type(module).__name__} is no model of transformers; save its state_dict yourself")
-    with tempfile.TemporaryDirectory() as place:
-        module.save_pretrained(place)
-        written = {file.name: file for file in Path(place).iterdir()}
+    with _scratch(out) as place:
+        _save(module, place)
+        written = {file.name: file for file in place.iterdir()}
         readers = [file for pattern in READERS for file in (source.glob(pattern) if source else ())]
         found = {file.name: file for file in readers if file.is_file() and file.suffix != ".safetensors"} | written
         files: dict[str, Content] = {name: partial(_copy, file) for name, file in found.items()}
         write_folder(out, {**files, **extra}, kind=KIND)
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """Make a temporary folder, removed at the end as far as it can be."""
+    with explained(Path(tempfile.gettempdir()), "cannot be written"):
+        place = Path(tempfile.mkdtemp(prefix=f".{out.name}{TEMPORARY}"))
+    try:
+        yield place
+    finally:
+        remove(place)
+
+
+def _save(module: PreTrainedModel, place: Path) -> None:
+    """Let transformers write a model; its own errors do not say what to do."""
+    with explained(place, "cannot be written"):
+        try:
+            module.save_pretrained(place)
+        except SafetensorError as error:
+            remedy = "free space there, or name another place for temporary files with TMPDIR"
+            raise StorageError(f"{place}: cannot be written: {error}; {remedy}") from error
 
 
 def _copy(source: Path, target: BinaryIO) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +63,11 @@ class Plan:
     def final(self, method: str, values: Mapping[str, Any]) -> list[Cell]:
         """Return the runs of `method` at the picked values."""
         return [Cell("final", method, values, seed, f"{method}-seed{seed}") for seed in self.seeds]
+
+    def cells(self) -> Iterator[Cell]:
+        """Yield every run there is to check: all that tune, and the final ones as if the first values were picked."""
+        for method in self.methods:
+            yield from (*self.tuning(method), *self.final(method, combinations(self.grid)[0]))
 
     def overrides_of(self, cell: Cell) -> list[str]:
         """Return what makes the config of a cell, as key=value texts; one thread, unless the config says otherwise."""
@@ -129,9 +134,8 @@ def make_plan(
     repeated = sorted({method for method in plan.methods if plan.methods.count(method) > 1})
     if repeated:
         raise UsageError(f"--methods: {repeated[0]!r} is given twice; leave one out")
-    for method in plan.methods:
-        for cell in [*plan.tuning(method), *plan.final(method, combinations(grid)[0])]:
-            _check(plan, cell, load_config(config, plan.overrides_of(cell)))
+    for cell in plan.cells():
+        _check(plan, cell, load_config(config, plan.overrides_of(cell)))
     return plan
 
 
@@ -159,5 +163,7 @@ def _check(plan: Plan, cell: Cell, config: Config) -> None:
 
 
 def _toml(value: Any) -> str:
-    """Write a value of the grid as TOML: JSON is TOML for numbers, booleans, strings and lists of them."""
-    return json.dumps(value)
+    """Write a value of the grid as TOML in one line: JSON is TOML for numbers, booleans and strings."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key} = {_toml(held)}" for key, held in value.items()) + "}"
+    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else json.dumps(value)

@@ -19,6 +19,7 @@ from rankwise.errors import NonFiniteError, RankwiseError
 from rankwise.files import load_json, remove
 from rankwise.learning.ledger import Ledger
 from rankwise.learning.run import Watch
+from rankwise.storage import sweep as clean
 from rankwise.sweeping.plan import TUNING, Cell, Plan
 from rankwise.sweeping.record import LARGEST, SCORE, Record
 
@@ -58,6 +59,7 @@ def sweep(plan: Plan, folder: Path, *, jobs: int = 1, watch: Watch | None = None
         for cell in plan.tuning(method) or plan.final(method, {k: v[0] for k, v in plan.grid.items()})[:1]:
             api.resolve(plan.config, plan.overrides_of(cell))
     with Ledger(folder).locked():
+        clean(folder)
         record = Record(folder, plan)
         record.write()
         _learn_all([cell for method in plan.methods for cell in plan.tuning(method)], record, folder, jobs, watch)

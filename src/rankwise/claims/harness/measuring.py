@@ -13,6 +13,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -128,7 +129,13 @@ def _start(pool: Executor | None, claim: Claim, seed: int, folder: Path) -> Futu
 
 def _wait(under_way: Future[Measured] | None, claim: Claim, seed: int, folder: Path) -> Measured:
     if under_way is not None:
-        return under_way.result()
+        try:
+            return under_way.result()
+        except BrokenProcessPool:
+            raise RankwiseError(
+                f"{claim.name}: a process that measured was killed; if memory ran out, give a smaller --jobs; what was "
+                f"measured is kept in {folder}, the same command goes on"
+            ) from None
     found = stored(claim, seed, folder)
     return found or _measure_and_keep(claim.slug, claim.number, seed, folder, source_digest())
 

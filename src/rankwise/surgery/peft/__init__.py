@@ -1,7 +1,7 @@
 """PEFT's checkpoint format, both ways: what stock PEFT wrote is read, and what leaves computes the same there."""
 
 from rankwise.surgery.peft.naming import is_peft
-from rankwise.surgery.peft.reading import from_peft
+from rankwise.surgery.peft.reading import from_peft, origin
 from rankwise.surgery.peft.writing import to_peft
 
-__all__ = ["from_peft", "is_peft", "to_peft"]
+__all__ = ["from_peft", "is_peft", "origin", "to_peft"]

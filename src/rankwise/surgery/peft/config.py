@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from rankwise.errors import DataError
+from pydantic import Field
+
+from rankwise.config import parse_record
+from rankwise.errors import DataError, UsageError
 from rankwise.surgery.peft.naming import CONFIG
 
 READ = {
@@ -29,6 +33,25 @@ NEUTRAL = {
 }
 """Keys that do not change what a trained LoRA computes."""
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Values:
+    """The types of the keys that are read."""
+
+    peft_type: str
+    lora_alpha: Finite
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    use_rslora: bool = False
+    use_dora: bool = False
+    ensure_weight_tying: bool = False
+    alpha_pattern: dict[str, Finite] = field(default_factory=dict)
+    init_lora_weights: bool | str = True
+    modules_to_save: list[str] = field(default_factory=list)
+    trainable_token_indices: list[int] | dict[str, list[int]] = field(default_factory=list)
+
+
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Starts after which the base is what it was; the others (pissa, olora, corda, loftq) also change its weights."""
 
@@ -36,11 +59,18 @@ PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 def refuse_unread(config: Mapping[str, Any], path: Path) -> None:
     """Raise DataError, naming the key, where the checkpoint is of another type or uses what is not read."""
     where = path / CONFIG
+    if not isinstance(config, dict):
+        raise DataError(f"{where}: holds no table of settings; copy the file again")
     if config.get("peft_type") != "LORA":
         raise DataError(f"{where}: peft_type {config.get('peft_type')!r}; only LORA checkpoints are read")
     for key in sorted(set(config) - READ - KNOWN_BY_TENSORS - NEUTRAL):
         if config[key]:
             raise DataError(f"{where}: {key} = {config[key]!r} is not read; load it with peft itself")
+    given = {each.name: config[each.name] for each in fields(Values) if config.get(each.name) is not None}
+    try:
+        parse_record(Values, given, str(where))
+    except UsageError as error:
+        raise DataError(str(error)) from error
     init = config.get("init_lora_weights")
     if init not in PLAIN_INITS:
         raise DataError(

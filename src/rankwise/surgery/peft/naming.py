@@ -7,6 +7,8 @@ from pathlib import Path
 from rankwise.adapters import Site
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+KIND = "peft"
+"""Of the saved folder that a checkpoint is."""
 PREFIX = "base_model.model."
 
 BASE = ".base_layer."

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankwise import provenance
 from rankwise.adapters import Pair, Site, attach, lay, place, read_weight
 from rankwise.adapters.dora import MAGNITUDE, Dora
 from rankwise.adapters.model import adapted_modules
 from rankwise.adapters.overlay import check_fits, same_tensor
 from rankwise.adapters.sites import all_sites
 from rankwise.errors import DataError, UsageError
-from rankwise.files import load_json
+from rankwise.files import check_plain, load_json
+from rankwise.storage import MANIFEST, check_listed
 from rankwise.surgery.peft.config import is_saved_whole, refuse_unread, scale_of, trained_rows
-from rankwise.surgery.peft.naming import BASE, CONFIG, FACTORS, PREFIX, TOKENS, TWICE, WEIGHTS
+from rankwise.surgery.peft.naming import BASE, CONFIG, FACTORS, KIND, PREFIX, TOKENS, TWICE, WEIGHTS
 from rankwise.tensors import load_tensors
 
 BLOCK = "adapter"
@@ -35,6 +37,9 @@ def from_peft(model: nn.Module, path: Path) -> nn.Module:
         DataError: the checkpoint uses what is not read (named), or fits another model; `model` is as it was then.
 
     """
+    for name in (CONFIG, WEIGHTS):
+        if (path / name).exists():
+            check_plain(path / name, path)
     config = load_json(path / CONFIG)
     refuse_unread(config, path)
     factors, rest = _sorted(_load(path), bool(config.get("use_dora")), path)
@@ -47,10 +52,19 @@ def from_peft(model: nn.Module, path: Path) -> nn.Module:
     sites = [replace(known[name], scale=1.0 if common == scale else scale) for name, scale in scales.items()]
     kind, method = (Dora, "dora") if config.get("use_dora") else (Pair, "lora")
     branch = kind(scale=common, dropout=float(config.get("lora_dropout") or 0.0))
-    attach(model, sites, branch, {"method": method, "from": "peft"})
+    made = {"data": provenance.of(path).get("data", []), "parents": [provenance.digest(path)]}
+    attach(model, sites, branch, {"method": method, "from": "peft", **made})
     lay(model, laid)
     _fill(model, factors)
     return model
+
+
+def origin(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint that this package wrote says of its base, its files verified; {} for any other."""
+    if (path / MANIFEST).exists():
+        check_listed(path, kind=KIND)
+    found = provenance.of(path).get("base")
+    return found if isinstance(found, dict) else {}
 
 
 def _fill(model: nn.Module, factors: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -12,14 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankwise import provenance
 from rankwise.adapters import Bank, Branch, Site, adapter_of, bare, read_weight
 from rankwise.adapters.dora import MAGNITUDE, Dora
 from rankwise.adapters.edits import moved
 from rankwise.adapters.model import Adapted, adapted_modules
+from rankwise.adapters.store import card, lineage
+from rankwise.cards import peft_usage
 from rankwise.errors import UsageError
-from rankwise.files import write_file
-from rankwise.surgery.peft.naming import CONFIG, PREFIX, WEIGHTS, base_name, factor_names
-from rankwise.tensors import save_tensors
+from rankwise.files import Content
+from rankwise.storage import CARD, write_folder
+from rankwise.surgery.peft.naming import CONFIG, KIND, PREFIX, WEIGHTS, base_name, factor_names
+from rankwise.tensors import tensor_writer
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,24 @@ class Lora:
         return {names[part]: tensor for part, tensor in shaped.items()}
 
 
-def to_peft(model: nn.Module, path: Path, base: str) -> None:
+def to_peft(model: nn.Module, path: Path, base: Mapping[str, Any], words: bytes | None = None) -> None:
     """Write the adapter of `model` as a PEFT LoRA checkpoint that computes the same function.
 
     All blocks of a site become one LoRA of their total rank, and so does what was folded into the base or taken out of
     it since it was loaded; the parts of a fused projection become one of the sum of their ranks, block-diagonal in B.
-    What lies over the base leaves as biases or as whole modules.
+    What lies over the base leaves as biases or as whole modules. The folder appears whole or not at all, with a
+    manifest and a record of where it comes from, which PEFT does not look at; a checkpoint there is replaced.
+
+    Args:
+        model: an adapted model.
+        path: the folder.
+        base: name (of the hub or a folder, or empty) and fingerprint of the base under the adapter.
+        words: the card. Default: what the module itself says.
 
     Raises:
         UsageError: the update depends on the input or has no thin factors, or a convolution is dilated: no LoRA of
             PEFT computes this function.
+        StorageError: the folder cannot be written, or holds files that are no part of a checkpoint.
 
     """
     adapter = adapter_of(model)
@@ -70,12 +82,18 @@ def to_peft(model: nn.Module, path: Path, base: str) -> None:
     _refuse_dilated(known, loras)
     transposed = all(lora.site.kind == "transposed" for lora in loras.values())
     config = _config({name: (lora.rank, lora.scale) for name, lora in loras.items()}, list(known)) | extra
-    config |= {"lora_dropout": adapter.branch.dropout, "fan_in_fan_out": transposed, "base_model_name_or_path": base}
+    config |= {"lora_dropout": adapter.branch.dropout, "fan_in_fan_out": transposed}
+    config["base_model_name_or_path"] = base.get("name", "")
     config["use_dora"] = isinstance(adapter.branch, Dora)
     factors = {name: tensor for lora in loras.values() for name, tensor in lora.named().items()}
-    path.mkdir(parents=True, exist_ok=True)
-    write_file(path / WEIGHTS, save_tensors(factors | beside, {"format": "pt"}))
-    write_file(path / CONFIG, json.dumps(config, indent=2).encode())
+    own = card(model, base, kind="PEFT checkpoint", library="peft", usage=peft_usage(base.get("name", "")))
+    files: dict[str, Content] = {
+        WEIGHTS: tensor_writer(factors | beside, {"format": "pt"}),
+        CONFIG: json.dumps(config, indent=2).encode(),
+        provenance.FILE: lineage(model, base),
+        CARD: own.text() if words is None else words,
+    }
+    write_folder(path, files, kind=KIND)
 
 
 def _acts(module: Adapted) -> bool:

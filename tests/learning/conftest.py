@@ -110,7 +110,7 @@ class Small:
             "results": {key: value for key, value in results.items() if key not in CLOCKED},
             "matrix": (out / "matrix.csv").read_text(),
             "events": self.events(out),
-            "adapter": {file.name: file.read_bytes() for file in sorted((out / "adapter").iterdir())},
+            "adapter": {file.name: file.read_bytes() for file in sorted((out / "adapter").glob("*.[js]*"))},  # no card
             "state": (newest.name, (newest / "state.safetensors").read_bytes()),
         }
 

@@ -57,8 +57,11 @@ class Identity:
         """Return z."""
         return z
 
-    def fused(self, blocks: Blocks, scale: float, training: bool) -> Fused:
-        """Return the sum over the parts."""
+    def fused(self, blocks: Blocks, scale: float, training: bool) -> Fused | None:
+        """Return the sum over the parts; None where B alone learns, for then the plain path keeps A x and not x."""
+        keys, values = ([part[name].requires_grad for part in blocks.parts] for name in "AB")
+        if any(values) and not any(keys):
+            return None
         return Sum(scale), tuple(part[name] for part in blocks.parts for name in "AB")
 
 

@@ -146,7 +146,7 @@ def show_results(
     lines = (
         verdict(results),
         f"{results['trainable_parameters']:,} trainable parameters, {took}, at most {memory:,.0f} MiB of memory",
-        f"run directory: {path}",
         *([f"report: {report}"] if report else []),
+        f"run directory: {path}",
     )
     console.print("\n" + "\n".join(lines), markup=False, highlight=False, soft_wrap=True)

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -176,11 +175,17 @@ def over(times: Mapping[str, Time], name: str) -> dict[str, Any]:
 def peak(name: str) -> float:
     """MB by which three steps raise this process's peak above what it holds once the model is built."""
     step = CANDIDATES[name]()
-    with open("/proc/self/statm", encoding="utf-8") as file:
-        held = int(file.read().split()[1]) * resource.getpagesize()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; getrusage's is the parent's where that is more
+    held = _resident("VmRSS")
     for _ in range(3):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held) / 1e6
+    return (_resident("VmHWM") - held) / 1e3
+
+
+def _resident(key: str) -> int:
+    """Return a size of this process's memory in kB."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1])
 
 
 def peaks(names: Sequence[str]) -> dict[str, float]:

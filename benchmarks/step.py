@@ -175,7 +175,7 @@ def over(times: Mapping[str, Time], name: str) -> dict[str, Any]:
 def peak(name: str) -> float:
     """MB by which three steps raise this process's peak above what it holds once the model is built."""
     step = CANDIDATES[name]()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; getrusage's is the parent's where that is more
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: getrusage's starts at the parent's
     held = _resident("VmRSS")
     for _ in range(3):
         step()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import browser  # pyright: ignore[reportMissingImports]
 import pytest
+from runs import made  # pyright: ignore[reportMissingImports]
 
-sys.path.insert(0, str(Path(__file__).parent))
-import browser  # noqa: E402  # pyright: ignore[reportMissingImports]
-from runs import made  # noqa: E402  # pyright: ignore[reportMissingImports]
-
-from rankwise.reporting.page import report  # noqa: E402
+from rankwise.reporting.page import report
 
 COMMAND = browser.found()
 pytestmark = pytest.mark.skipif(COMMAND is None, reason="no Chromium is installed here")

@@ -5,19 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
+from reader import Page  # pyright: ignore[reportMissingImports]
+from runs import SHA, made  # pyright: ignore[reportMissingImports]
 
-sys.path.insert(0, str(Path(__file__).parent))
-from reader import Page  # noqa: E402  # pyright: ignore[reportMissingImports]
-from runs import SHA, made  # noqa: E402  # pyright: ignore[reportMissingImports]
-
-from rankwise.errors import DataError, UsageError  # noqa: E402
-from rankwise.learning.run import Watch  # noqa: E402
-from rankwise.reporting.drawing import COLOURS  # noqa: E402
-from rankwise.reporting.page import POLICY, left_behind, report  # noqa: E402
+from rankwise.errors import DataError, UsageError
+from rankwise.learning.run import Watch
+from rankwise.reporting.drawing import COLOURS
+from rankwise.reporting.page import POLICY, left_behind, report
 
 LIMIT = 2 << 20
 """Bytes of the largest page."""

@@ -8,13 +8,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from runs import made  # pyright: ignore[reportMissingImports]
 
-sys.path.insert(0, str(Path(__file__).parent))
-from runs import made  # noqa: E402  # pyright: ignore[reportMissingImports]
-
-from rankwise.errors import UsageError  # noqa: E402
-from rankwise.reporting import drawing, plots  # noqa: E402
-from rankwise.reporting.drawing import Line, axis, heat_map, line_chart, shade  # noqa: E402
+from rankwise.errors import UsageError
+from rankwise.reporting import drawing, plots
+from rankwise.reporting.drawing import Line, axis, heat_map, line_chart, shade
 
 MATRIX = [[1.0, None, None], [0.5, 0.75, None], [0.25, 0.31, 0.98]]
 TASKS = ["first", "second", "third"]

@@ -7,17 +7,14 @@ table of points; all of them are done by the benchmark.
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from rankwise import cli
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 READERS = {"log", "evaluate", "compare", "methods", "show", "schema"}
 """Commands that write nothing."""
 LEAST = 2000
@@ -26,18 +23,6 @@ SHARE = {"run": 6, "resume": 6, "undo": 3, "path": 4, "sweep": 30, "demo": 60}
 """First word of a scene's name -> every how manieth point; 1 for the others."""
 OTHERS = 6
 """Times that, for the methods after the first."""
-
-
-@pytest.fixture(scope="module")
-def crash() -> Iterator[ModuleType]:
-    """The benchmark, as a module."""
-    sys.path.append(str(BENCHMARKS))
-    try:
-        import crash
-
-        yield crash
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")

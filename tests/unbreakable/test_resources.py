@@ -14,28 +14,15 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from rankwise.learning.ledger import Ledger
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SCENES = ("run mora", "resume mora", "undo mora", "merge", "export", "path over", "report", "sweep", "claims over")
 """One of each command that writes."""
 CAPABILITIES = 0x20080522  # version 3 of the structure
-
-
-@pytest.fixture(scope="module")
-def crash() -> Iterator[ModuleType]:
-    sys.path.append(str(BENCHMARKS))
-    try:
-        import crash
-
-        yield crash
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")

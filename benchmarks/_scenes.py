@@ -151,7 +151,9 @@ def little() -> Backbone:
     def encode(inputs: Any) -> dict[str, Tensor]:
         return {"pixel_values": torch.as_tensor(inputs).float().reshape(len(inputs), -1)[:, :64] / 255}
 
-    pool = lambda output, mask: output.last_hidden_state.tanh()  # noqa: E731
+    def pool(output: Any, mask: Tensor | None) -> Tensor:
+        return output.last_hidden_state.tanh()
+
     return Backbone("little", module, "image", 6, fingerprint(module), encode, pool, ("pixel_values",))
 
 

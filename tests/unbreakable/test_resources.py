@@ -150,9 +150,9 @@ def test_output_that_cannot_be_written_is_named(stage, verb):
         import io
 
         sys.stderr = heard = io.StringIO()
-        sys.stdout = Path("/dev/full").open("w")  # noqa: SIM115
-        code = cli.main(words)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with Path("/dev/full").open("w") as sys.stdout:
+            code = cli.main(words)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code, heard.getvalue()
 
     code, said = answer(act)

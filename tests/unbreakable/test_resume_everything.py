@@ -12,9 +12,9 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -117,7 +117,7 @@ def stops(kinds: list[str], method: str, count: int) -> Iterator[tuple[int, int]
 
 
 def compare(method: str, workers: int, count: int, folder: Path) -> None:
-    memory: Callable[[], Any] = lambda: composition().Memory(folder)  # noqa: E731
+    memory = partial(composition().Memory, folder)
     cell, whole = Cell(method, workers), Instants()
     wanted = played(cell, memory(), whole)
     assert wanted is not None

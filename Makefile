@@ -62,7 +62,7 @@ bench: $(STAMP) ## run each benchmark; results are JSON files beside it
 
 docs: site ## the site, then every snippet of its pages and example of the docstrings
 	@"$(BIN)/python" -m pytest -q -m "" tests/test_docs.py tests/test_tutorial.py tests/test_examples.py
-	@"$(BIN)/python" -m pytest -q tests/test_house.py -k pages
+	@"$(BIN)/python" -m pytest -q tests/house/test_pages.py
 
 site: $(STAMP) ## build the documentation into build/docs/site
 	@"$(BIN)/python" scripts/docs build/docs

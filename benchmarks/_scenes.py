@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
 import rankwise
-from rankwise import api, claims, cli, models, papers, saved
+from rankwise import api, claims, cli, demo, models, papers, saved
 from rankwise.claims.harness import measuring, page
 from rankwise.claims.harness.claim import Claim, Threshold
 from rankwise.config import load as load_config
@@ -36,7 +36,6 @@ from rankwise.files import TEMPORARY
 from rankwise.learning import ledger
 from rankwise.learning.run import Watch
 from rankwise.models import Backbone, fingerprint
-from rankwise.reporting import demo
 from rankwise.reporting import page as reports
 from rankwise.storage import ASIDE, MANIFEST, read_folder
 

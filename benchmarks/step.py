@@ -1,11 +1,12 @@
 """Speed and memory of a training step, of saving and loading, and of many adapters at once, against floor and PEFT.
 
-    python benchmarks/step.py [--reps 9] [--quick] [--write-docs]
+    python benchmarks/step.py [--reps 25] [--quick] [--write-docs]
 
 The floor is the frozen model: forward, and backward through activations alone to an input perturbation; no way of
-training an adapter is faster. All candidates stand in one process and take turns; times are medians, processor time
-counts (wall time beside it shows what else the machine did). Peak memory is measured in a process each. Writes
-benchmarks/results/step.json (not with --quick); --write-docs renews the tables of docs/speed.md from that file.
+training an adapter is faster. All candidates stand in one process and take turns; times are medians over rounds, and
+so are ratios of times of the same round; processor time counts (wall time beside it shows what else the machine did).
+Peak memory is measured in a process each. Writes benchmarks/results/step.json (not with --quick); --write-docs renews
+the tables of docs/speed.md from that file.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a thread that waits must 
 import peft
 import torch
 import transformers
+from _times import Step, interleaved, medians, over, processor, ratio
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -43,7 +44,6 @@ PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 MARK = "<!-- below: written by benchmarks/step.py -->"
 SIZES = {"hidden_size": 512, "num_hidden_layers": 6, "intermediate_size": 1376, "num_attention_heads": 8}
 VOCABULARY, SEQUENCE, BATCH, RANK, THREADS = 4096, 256, 4, 16, 2
-Step = Callable[[], object]
 
 
 def base() -> nn.Module:
@@ -106,7 +106,7 @@ def floor() -> Step:
 def learning(make: Callable[[], nn.Module], *, fused: bool = True) -> Step:
     """Forward, backward and AdamW on what learns."""
     model, batch = make(), tokens()
-    rule = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    rule = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
 
     def step() -> None:
         rule.zero_grad(set_to_none=True)
@@ -131,44 +131,6 @@ CANDIDATES: Mapping[str, Callable[[], Step]] = {
 """Name -> what makes the step."""
 
 
-@dataclass(frozen=True)
-class Time:
-    """Medians over repetitions, in milliseconds."""
-
-    cpu: float
-    wall: float
-    fastest_cpu: float
-    reps: int
-
-
-def interleaved(steps: Mapping[str, Step], reps: int) -> dict[str, Time]:
-    """Time `steps` in turns, each round starting one further, after a round that does not count."""
-    names, taken = list(steps), {name: list[tuple[float, float]]() for name in steps}
-    for lap in range(reps + 1):
-        for name in names[lap % len(names) :] + names[: lap % len(names)]:
-            wall, cpu = time.perf_counter(), time.process_time()
-            steps[name]()
-            spent = time.process_time() - cpu, time.perf_counter() - wall
-            if lap:
-                taken[name].append(spent)
-    return {name: summary(spent) for name, spent in taken.items()}
-
-
-def summary(spent: Sequence[tuple[float, float]]) -> Time:
-    """Medians of (processor seconds, wall seconds)."""
-    cpu, wall = ([1e3 * pair[i] for pair in spent] for i in (0, 1))
-    return Time(statistics.median(cpu), statistics.median(wall), min(cpu), len(spent))
-
-
-def over(times: Mapping[str, Time], name: str) -> dict[str, Any]:
-    """Records with ratios to the candidate `name`."""
-    one = times[name]
-    return {
-        key: asdict(t) | {"cpu_ratio": t.cpu / one.cpu, "wall_ratio": t.wall / one.wall, "n": t.reps}
-        for key, t in times.items()
-    }
-
-
 # Memory: each in a process of its own.
 
 
@@ -189,11 +151,11 @@ def _resident(key: str) -> int:
 
 
 def peaks(names: Sequence[str]) -> dict[str, float]:
-    """`peak` of each name, one process after the other: the median of three where a bar hangs on it."""
+    """`peak` of each name, one process after the other: the median of five where a bar hangs on it."""
     command = [sys.executable, __file__, "--peak"]
     found = {}
     for name in names:
-        runs = 3 if name in ("floor", "PEFT LoRA", "lora") else 1  # the allocator's luck
+        runs = 5 if name in ("floor", "PEFT LoRA", "lora") else 1  # the allocator's luck
         done = [subprocess.run([*command, name], capture_output=True, text=True, check=True) for _ in range(runs)]
         found[name] = statistics.median(float(run.stdout.split()[-1]) for run in done)
     return found
@@ -223,7 +185,7 @@ def files(reps: int) -> dict[str, Any]:
             "load and take off": load_ours,
             "load and take off, PEFT": load_theirs,
         }
-        return {name: asdict(t) for name, t in interleaved(steps, reps).items()}
+        return {name: asdict(t) for name, t in medians(interleaved(steps, reps)).items()}
 
 
 def another(most: int, reps: int) -> dict[str, Any]:
@@ -241,7 +203,7 @@ def another(most: int, reps: int) -> dict[str, Any]:
                 "PEFT": lambda k, other=other: other.load_adapter(Path(folder) / "peft", adapter_name=str(k)),
             }
             for name, add in adds.items():
-                taken[name].append([spent(partial(add, k)) for k in range(1, most + 1)])
+                taken[name].append([processor(partial(add, k)) for k in range(1, most + 1)])
     return {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in taken.items()}
 
 
@@ -250,13 +212,6 @@ def shelve(shelf: Shelf, name: str, path: Path) -> None:
     from rankwise.saved import shelve
 
     shelve(shelf, name, path)
-
-
-def spent(do: Step) -> float:
-    """Milliseconds of processor time."""
-    before = time.process_time()
-    do()
-    return 1e3 * (time.process_time() - before)
 
 
 def mixed(rows: int, reps: int, adapters: int = 8) -> dict[str, Any]:
@@ -291,11 +246,13 @@ def measured(reps: int, *, quick: bool) -> dict[str, Any]:
     """Everything, as the file holds it."""
     names = [name for name in CANDIDATES if not (quick and name in ("mora, 100 tasks", "finetune"))]
     found: dict[str, Any] = {"machine": machine(), "setting": setting()}
-    found["step"] = over(interleaved({name: CANDIDATES[name]() for name in names}, reps), "floor")
+    taken = interleaved({name: CANDIDATES[name]() for name in names}, reps)
+    found["step"] = over(taken, "floor")
+    found["lora_over_peft"] = ratio(taken, "lora", "PEFT LoRA")
     found["peak_mb"] = peaks(["floor", "PEFT LoRA", "lora"] if quick else names)
-    found["files"] = files(3 if quick else reps)
+    found["files"] = files(3 if quick else 9)
     found["another"] = another(4 if quick else 16, 1 if quick else 5)
-    found["decode"] = {f"{rows} rows": mixed(rows, 5 * reps) for rows in (8, 32)}
+    found["decode"] = {f"{rows} rows": mixed(rows, 45) for rows in (8, 32)}
     return found
 
 
@@ -314,7 +271,7 @@ def machine() -> dict[str, Any]:
 
 BARS: Sequence[tuple[str, Callable[[dict[str, Any]], float], float]] = (
     ("lora, step over the floor", lambda r: r["step"]["lora"]["cpu_ratio"], 1.10),
-    ("lora, step over PEFT's", lambda r: r["step"]["lora"]["cpu"] / r["step"]["PEFT LoRA"]["cpu"], 0.95),
+    ("lora, step over PEFT's", lambda r: r["lora_over_peft"], 0.95),
     ("lora, extra memory over PEFT's", lambda r: extra(r, "lora") / extra(r, "PEFT LoRA"), 0.40),
     ("mora with one task's atoms, step over the floor", lambda r: r["step"]["mora, 1 task"]["cpu_ratio"], 1.20),
     ("mora with 10 tasks' atoms", lambda r: r["step"]["mora, 10 tasks"]["cpu_ratio"], 1.35),
@@ -408,7 +365,7 @@ def write_docs(results: dict[str, Any]) -> None:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reps", type=int, default=9)
+    parser.add_argument("--reps", type=int, default=25)
     parser.add_argument("--quick", action="store_true", help="3 repetitions, the larger candidates left out, no file")
     parser.add_argument("--write-docs", action="store_true", help="only write docs/speed.md, from the file")
     parser.add_argument("--peak", metavar="NAME", help="only measure the peak memory of one candidate")

@@ -15,8 +15,8 @@ from text import fenced, linked, plain, prose, table, value
 from rankwise import papers
 from rankwise.adapters import Identity, Pair
 from rankwise.adapters.inits import KAIMING
+from rankwise.describe import Group, describe, docstring
 from rankwise.learning.recipe import Method, rank_stabilised
-from rankwise.reporting.describe import Group, describe, docstring
 from rankwise.strategies import STRATEGIES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ from text import fenced, plain, prose
 
 import rankwise
 from rankwise.config import Config
+from rankwise.describe import Group, describe, part_group
 from rankwise.learning.foreign import learning
-from rankwise.reporting.describe import Group, describe, part_group
 from rankwise.strategies import STRATEGIES
 
 LINE = 80

@@ -39,6 +39,7 @@ from rankwise.learning.run import Watch
 from rankwise.learning.run import run as learn
 from rankwise.models import Backbone, fingerprint, load_backbone
 from rankwise.objectives import OBJECTIVES
+from rankwise.reporting.page import left_behind
 from rankwise.storage import write_folder
 from rankwise.strategies import STRATEGIES, Strategy
 from rankwise.streams import build
@@ -58,6 +59,8 @@ class Run:
     """What results.json holds."""
     model: nn.Module
     """The model as it was left, adapter on."""
+    report: Path | None = None
+    """The page of the run, report.html in its directory; None: it could not be written."""
 
 
 def methods() -> list[dict[str, Any]]:
@@ -268,17 +271,12 @@ def resolve(
     config = parse(Config, merged(method.defaults, raw), where)
     branch, dynamics = branch_of(method, config.adapter), dynamics_of(config.adapter, method)
     made = branch.record()
-    adapter = {"init": made["init"], "gate": asdict_of(branch.gate), "form": made["form"]}
+    adapter = {"init": made["init"], "gate": dict(vars(branch.gate)), "form": made["form"]}
     if dynamics:
         adapter["dynamics"] = _filled(dynamics, config.seed, "adapter.dynamics")
     parts = [_filled(settings, config.seed, "strategy") for settings in config.strategy]
     whole = merged(config.model_dump(exclude_none=True), {"adapter": adapter, "strategy": parts})
     return parse(Config, whole, where), method
-
-
-def asdict_of(gate: Gate) -> dict[str, Any]:
-    """Return a gate's settings as JSON values."""
-    return dict(vars(gate))
 
 
 def _filled(settings: Mapping[str, Any], seed: int, where: str) -> dict[str, Any]:
@@ -374,7 +372,8 @@ def default_folder(config: Config) -> Path:
 def _go(learner: Learner, ledger: Ledger, watch: Watch) -> Run:
     progress = learn(learner, ledger, watch)
     results = finish(learner, progress, ledger, base_record(learner.backbone))
-    return Run(ledger.path, results, learner.backbone.module)
+    page = left_behind(ledger.path, watch) if learner.processes.first else None
+    return Run(ledger.path, results, learner.backbone.module, page)
 
 
 def _writing(learner: Learner, ledger: Ledger) -> AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from rankwise.errors import StorageError, UsageError
 from rankwise.files import LARGEST_RECORD, load_json
 from rankwise.learning import connectivity, past
 from rankwise.learning.ledger import Ledger
+from rankwise.learning.run import Watch
 from rankwise.models import Backbone, dequantise, fingerprint, load_backbone
+from rankwise.reporting.page import left_behind
 from rankwise.storage import CARD, MANIFEST, read_folder
 from rankwise.surgery.peft import is_peft
 from rankwise.surgery.plain import write_plain
@@ -66,11 +69,12 @@ def path(
     return connectivity.measure(learner, ledger, tasks or (learnt_tasks[-2], learnt_tasks[-1]), points)
 
 
-def undo(path: str | Path, *, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def undo(path: str | Path, *, data: Mapping[str, Any] | None = None, watch: Watch | None = None) -> dict[str, Any]:
     """Take the run in `path` back to before its last task, bit for bit; `resume` relearns it. See `past.undo`."""
     ledger, learner = api.reopened(path, data)
+    page = partial(left_behind, ledger.path, watch or Watch())
     with ledger.locked():
-        return past.undo(learner, ledger, api.base_record(learner.backbone))
+        return past.undo(learner, ledger, api.base_record(learner.backbone), page)
 
 
 def merge_saved(

@@ -21,7 +21,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from rankwise.adapters import banks_of
+from rankwise.adapters import Change, Gate, Identity, Pair, attach, banks_of, grow, pick_sites
 
 WIDTH: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 12, "intermediate_size": 20}
 IMAGE: dict[str, Any] = {"image_size": 8, "patch_size": 4}
@@ -130,3 +130,25 @@ def wake(model: nn.Module, seed: int = 2, size: float = 0.3) -> None:
         for _, bank in banks_of(model).values():
             for tensor in (*bank.parameters(), *bank.buffers()):
                 tensor.copy_(torch.randn(tensor.shape, generator=rng) * size)
+
+
+def adapted(
+    model: nn.Module, sites: Any = "all-linear", gate: Gate | None = None, blocks: str = "a", awake: bool = True
+) -> nn.Module:
+    """Put an adapter of rank 2 at the sites, a block a letter, the last of them live."""
+    attach(model, pick_sites(model, sites), Pair(gate or Identity(), 0.5), {"method": "lora"})
+    for label in blocks:
+        grow(model, [Change("freeze"), Change("append", label, 2)], 0)
+    if awake:
+        wake(model)
+    return model
+
+
+def live(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    found = [p.grad for p in live(model).values()]
+    assert all(gradient is not None for gradient in found)
+    return [gradient for gradient in found if gradient is not None]

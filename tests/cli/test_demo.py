@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from rankwise import demo as demonstration
 from rankwise.cli import main
-from rankwise.reporting import demo as demonstration
 
 
 def outcome(folder, seed, size, watch) -> dict:

@@ -43,7 +43,7 @@ def test_json_is_results_json_and_nothing_else(finished, tmp_path, capsys) -> No
 
 def test_a_taken_folder_is_refused_and_left_alone(finished, capsys) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.name != ".lock"}
-    assert main(["run", str(finished.config), "--out", str(finished.folder)]) == 1
+    assert main(["run", str(finished.config), "--out", str(finished.folder)]) == 2
     error = capsys.readouterr().err
     assert f"error: {finished.folder} holds a run already; `rankwise resume {finished.folder}`" in error
     assert "Traceback" not in error

@@ -5,32 +5,18 @@ The whole table is slow; a part of it that a seed draws, another one in each ver
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from loading import benchmark
 
 from rankwise import papers
 from rankwise.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[2]
-
-
-@cache
-def composition() -> ModuleType:
-    """Load the benchmark that makes the table."""
-    spec = importlib.util.spec_from_file_location("composition", ROOT / "benchmarks" / "composition.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["composition"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
+composition = benchmark("composition")
+"""Makes the table."""
 TABLE = [(method, name) for method in papers.slugs() for name in ("", *STRATEGIES)]
 DRAWN = sorted(random.Random(f"{len(TABLE)} cells").sample(TABLE, 12))
 ALWAYS = [(method, name) for method in ("lora", "mora", "finetune") for name in STRATEGIES]
@@ -40,7 +26,7 @@ PAIRS = [(a, b) for i, a in enumerate(STRATEGIES) for b in list(STRATEGIES)[i + 
 def holds(method: str, name: str) -> str | None:
     if "quantize" in papers.method(method).defaults.get("model", {}):
         pytest.importorskip("bitsandbytes")
-    return composition().refusal(composition().Cell(method, (name,) if name else ()))
+    return composition.refusal(composition.Cell(method, (name,) if name else ()))
 
 
 def page() -> dict[tuple[str, str], str]:
@@ -72,7 +58,7 @@ def test_every_other_cell_does_too(method, name):
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_two_strategies_give_the_same_bits_in_both_orders_or_a_refusal(pair):
-    one, other = (composition().outcome(composition().Cell("lora", order)) for order in (pair, pair[::-1]))
+    one, other = (composition.outcome(composition.Cell("lora", order)) for order in (pair, pair[::-1]))
     assert isinstance(one, str) == isinstance(other, str)
     if isinstance(one, str):
         assert all(any(f"'{name}'" in text for name in pair) for text in (one, other))

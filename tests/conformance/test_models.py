@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import pytest
+from loading import benchmark
 
 from rankwise import papers
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "models.py"
-
-
-def loaded() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("models_matrix", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MATRIX = loaded()
+MATRIX = benchmark("models")
 
 
 @pytest.mark.parametrize("slug", papers.slugs())

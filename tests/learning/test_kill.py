@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from loading import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,13 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def kill(monkeypatch) -> ModuleType:
     """The benchmark, as a module; what it starts finds the package that is being tested."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
-    spec = importlib.util.spec_from_file_location("kill", ROOT / "benchmarks" / "kill.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "kill", module)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("kill")
 
 
 def smaller(kill: ModuleType) -> str:

@@ -12,6 +12,7 @@ import rankwise
 from rankwise import saved
 from rankwise.errors import StorageError, UsageError
 from rankwise.learning.ledger import Ledger
+from rankwise.reporting import page
 
 METHODS = ("mora", "replay", "finetune", "joint")
 
@@ -106,6 +107,25 @@ def test_all_tasks_can_be_undone_one_by_one(small, run, done):
     assert saved.evaluate(run)["learnt"] == []
     rankwise.resume(run)
     assert small.left(run) == before
+
+
+def test_the_page_is_that_of_what_is_left(run, monkeypatch):
+    """Also where the undo is killed between the results and their page: then the next one writes it."""
+    whole = (run / "report.html").read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(saved, "left_behind", killed)
+        saved.undo(run)
+    assert (run / "report.html").read_bytes() == whole
+    saved.undo(run)
+    after = (run / "report.html").read_bytes()
+    assert b"of 2 tasks are learnt" in after
+    assert page.report([run])[0].read_bytes() == after
+    rankwise.resume(run)
+    assert b"of 2 tasks are learnt" not in (run / "report.html").read_bytes()
 
 
 def test_a_task_under_way_goes_with_the_last_finished_one(small, tmp_path):

@@ -24,6 +24,7 @@ EPOCHS = {"steps": None, "epochs": 2, "batch_size": 6}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "mora": ("mora", {}),
     "short batches": ("replay", {"train": {**EPOCHS, "accumulate": 3}}),
+    "views": ("replay", {"train": {**EPOCHS, "accumulate": 2, "workers": 2, "augment": ["crop", "flip"]}}),
     "finetune": ("finetune", {"train": EPOCHS}),
     "joint": ("joint", {"train": {"clip": 0.1}}),
     "sharded": ("mora", {"train": {"shard_base": True}}),

@@ -10,11 +10,14 @@ from rankwise.errors import ConflictError
 SGD = {"steps": 2, "optimizer": "sgd", "lr": 0.001}  # AdamW would magnify the rounding of its first gradients
 
 
-@pytest.mark.parametrize("slug", papers.slugs())
-def test_micro_batches_do_not_matter(small, tmp_path, slug):
-    whole = small.losses(small.run(tmp_path / "whole", slug, train=SGD))
+VIEWS = {"augment": ["crop", "flip"]}
+
+
+@pytest.mark.parametrize(("slug", "views"), [*((slug, {}) for slug in papers.slugs()), ("replay", VIEWS)])
+def test_micro_batches_do_not_matter(small, tmp_path, slug, views):
+    whole = small.losses(small.run(tmp_path / "whole", slug, train={**SGD, **views}))
     try:
-        parts = small.losses(small.run(tmp_path / "parts", slug, train={**SGD, "accumulate": 4}))
+        parts = small.losses(small.run(tmp_path / "parts", slug, train={**SGD, **views, "accumulate": 4}))
     except ConflictError as refused:
         assert f"method {slug!r} has a loss over the whole batch" in str(refused)
         return

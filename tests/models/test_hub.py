@@ -281,5 +281,5 @@ def test_names_that_lead_nowhere(monkeypatch, tmp_path):
         load_backbone("nobody/no-such-model")
     with pytest.raises(DataError, match=r"no \*.safetensors"):
         load_backbone(str(tmp_path))
-    with pytest.raises(UsageError, match="did you mean 'embedded'"):
+    with pytest.raises(UsageError, match="did you mean 'embedded:vit'"):
         load_backbone("embeded:vit")

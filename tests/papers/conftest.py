@@ -1,4 +1,4 @@
-"""What the tests of this folder share: the modules that lie beside them, and short runs over real digits."""
+"""What the tests of this folder share: modules beside them and of the adapters' tests, runs, a laboratory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pytest
 import rankwise
 from rankwise.config import merged
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+sys.path.append(str(HERE.parent / "adapters"))  # tiny models
 
 Digits = Callable[..., rankwise.Run]
 
@@ -32,3 +34,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Digits:
         return done[key]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory):
+    """Small runs and learners, on images or on texts."""
+    from lab import Lab
+
+    return Lab(tmp_path_factory.mktemp("lab"))

@@ -10,11 +10,14 @@ from pools import randn
 from torch import Tensor, nn
 
 from rankwise.adapters import banks_of
+from rankwise.adapters.ranks import rank_weights
+from rankwise.adapters.svd import skewness
 from rankwise.api import adapt, merge
 from rankwise.claims.toys.stand import Stand, stand
 from rankwise.config import parse_record
 from rankwise.errors import UsageError
-from rankwise.papers.adalora import Adalora, AdaloraSettings, skewness, strengths
+from rankwise.papers.adalora import Adalora, AdaloraSettings
+from rankwise.strategies import courses
 
 WIDTH, OUT, RANK, STEPS = 20, 14, 6, 40
 RANKS = 2 * RANK
@@ -35,15 +38,20 @@ def loss(host: Stand, step: int) -> Tensor:
 
 
 def acting(host: Stand) -> int:
-    return sum(int(w.count_nonzero()) for w in strengths(host.model))
+    return sum(int(w.count_nonzero()) for w in rank_weights(host.model).values())
 
 
 # the budget
 
 
+def budget(dynamics: Adalora, t: int, total: int, ranks: int) -> int:
+    settings = dynamics.settings
+    return dynamics.budget(t, courses.stretch(total, settings.initial, settings.final), ranks)
+
+
 def test_the_budget_falls_from_all_ranks_to_the_target_as_a_cube():
     dynamics = part(initial=0.1, final=0.3)
-    course = [dynamics.budget(t, 100, 1000) for t in range(1, 101)]
+    course = [budget(dynamics, t, 100, 1000) for t in range(1, 101)]
     assert course[:10] == [1000] * 10 and course[69:] == [500] * 31
     assert all(a >= b for a, b in zip(course, course[1:], strict=False))
     assert course[39] == round(500 + 500 * 0.5**3)
@@ -54,7 +62,7 @@ def test_in_every_step_that_allocates_as_many_ranks_act_as_the_budget_says():
     host.begin(0, dynamics)
     for step in range(STEPS):
         host.step(dynamics, loss(host, step))
-        assert acting(host) == dynamics.budget(step + 1, STEPS, RANKS), step
+        assert acting(host) == budget(dynamics, step + 1, STEPS, RANKS), step
     assert acting(host) == RANKS // 2
 
 
@@ -67,7 +75,7 @@ def test_between_two_choices_all_ranks_may_come_back():
         found.append(acting(host))
     chosen = [t for t in range(5, 29) if (t - 4) % 6 == 0]
     assert chosen == [10, 16, 22, 28]
-    assert all(found[t - 1] == dynamics.budget(t, STEPS, RANKS) for t in chosen)
+    assert all(found[t - 1] == budget(dynamics, t, STEPS, RANKS) for t in chosen)
     assert all(found[t - 1] == RANKS for t in range(5, 28) if t not in chosen)
 
 
@@ -77,7 +85,7 @@ def test_in_the_last_steps_the_choice_stays_as_it_is():
     masks = []
     for step in range(STEPS):
         host.step(dynamics, loss(host, step))
-        masks.append(torch.cat([w.detach() == 0 for w in strengths(host.model)]))
+        masks.append(torch.cat([w.detach() == 0 for w in rank_weights(host.model).values()]))
     assert all(torch.equal(mask, masks[-1]) for mask in masks[28:]) and not torch.equal(masks[10], masks[-1])
 
 
@@ -120,8 +128,8 @@ def test_a_score_is_the_running_mean_of_importance_times_that_of_its_spread():
             mean[n] = 0.8 * mean[n] + 0.2 * now
             spread[n] = 0.6 * spread[n] + 0.4 * (now - mean[n]).abs()
     for n in mean:
-        torch.testing.assert_close(dynamics.means[f"{name}/{n}.mean"], mean[n])
-        torch.testing.assert_close(dynamics.means[f"{name}/{n}.spread"], spread[n])
+        torch.testing.assert_close(dynamics.sensitivity.means[f"{name}/{n}.mean"], mean[n])
+        torch.testing.assert_close(dynamics.sensitivity.means[f"{name}/{n}.spread"], spread[n])
 
 
 def test_the_ranks_that_matter_stay():
@@ -138,7 +146,7 @@ def test_the_ranks_that_matter_stay():
     torch.manual_seed(5)
     host = stand(adapt(Half(), "adalora", rank=RANK), 1, steps=STEPS, lr=1e-2, schedule="constant")
     host.learn(0, part(gamma=0.0), lambda step: (host.model(randn(8, WIDTH, key=f"x{step}")) - 1).square().mean())
-    assert [int(w.count_nonzero()) for w in strengths(host.model)] == [RANK, 0]
+    assert [int(w.count_nonzero()) for w in rank_weights(host.model).values()] == [RANK, 0]
 
 
 # the penalty

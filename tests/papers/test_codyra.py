@@ -11,11 +11,12 @@ from pools import randn
 from torch import Tensor, nn
 
 from rankwise.adapters import Change, Pair, attach, banks_of, grow, pick_sites
+from rankwise.adapters.ranks import THRESHOLDS
 from rankwise.api import adapt, branch_of
 from rankwise.claims.toys.stand import Stand, stand
 from rankwise.config import AdapterSettings, parse_record
 from rankwise.errors import UsageError
-from rankwise.papers.codyra import METHOD, THRESHOLDS, Codyra, CodyraSettings, Importance, soft
+from rankwise.papers.codyra import METHOD, Codyra, CodyraSettings, Importance
 from rankwise.strategies import Host, Setting
 
 WIDTH, OUT, RANK = 24, 20, 16
@@ -53,31 +54,6 @@ def none(host: Stand) -> Tensor:
 def run(host: Stand, dynamics: Codyra, *, real: bool = True) -> None:
     for step in range(host.steps(host.task)):
         host.step(dynamics, loss(host, step) if real else none(host))
-
-
-# the threshold
-
-
-@pytest.mark.parametrize("name", THRESHOLDS)
-def test_the_threshold_entry_by_entry(name):
-    kappa, v = 0.25, torch.linspace(-1, 1, 41)
-    for before, after in zip(v.tolist(), THRESHOLDS[name](v, kappa).tolist(), strict=True):
-        shrunk = (1 if before > 0 else -1) * (abs(before) - kappa) if abs(before) > kappa else 0.0
-        if name == "double":  # dead up to 2 kappa, but for kappa itself
-            shrunk = before if abs(before) == kappa else shrunk if abs(before) >= 2 * kappa else 0.0
-        assert after == pytest.approx(shrunk, abs=1e-7), before
-
-
-@pytest.mark.parametrize("name", THRESHOLDS)
-def test_a_threshold_of_zero_changes_nothing(name):
-    v = randn(50, key="v")
-    assert torch.equal(THRESHOLDS[name](v, 0.0), v)
-
-
-def test_the_soft_threshold_brings_no_two_values_further_apart():
-    a, b = randn(1000, key="a"), randn(1000, key="b")
-    for kappa in (0.01, 0.5, 2.0):
-        assert bool(((soft(a, kappa) - soft(b, kappa)).abs() <= (a - b).abs() + 1e-7).all())
 
 
 # its course

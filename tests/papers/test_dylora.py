@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 import rankwise
 from rankwise.adapters import Change, banks_of, grow, using
+from rankwise.adapters.nested import PREFIX
 from rankwise.api import adapt, export, load, merge, save
 from rankwise.errors import ConflictError
-from rankwise.papers.dylora import PREFIX, NestedRanks, Settings
+from rankwise.papers.dylora import NestedRanks, Settings
 from rankwise.seeds import generator
 
 IN, OUT, RANK, SCALE = 10, 7, 4, 1.5

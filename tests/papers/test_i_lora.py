@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,7 @@ from rankwise.config import merged
 from rankwise.errors import ConflictError
 from rankwise.models import fingerprint, load_backbone
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "strategies"))
 REPLAY = {"kind": "replay", "size": 12, "batch_size": 0, "average": True}
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    from lab import Lab
-
-    return Lab(tmp_path_factory.mktemp("lab"))
 
 
 def parts(decay: float = 0.9, warmup: bool = False, **consistency: object) -> list[dict[str, object]]:

@@ -268,7 +268,7 @@ def test_a_schedule_freezes_more_with_every_task(step, shares):
 
 def test_importance_decides_by_site_and_only_from_the_second_task_on(monkeypatch):
     host, dynamics = started(), part(frozen="importance")
-    monkeypatch.setattr("rankwise.papers.osft.importance", lambda *_: {"0": 0.5, "2": 3.0})
+    monkeypatch.setattr("rankwise.strategies.alignment.importance", lambda *_: {"0": 0.5, "2": 3.0})
     first, second = (dynamics.frozen(host, task) for task in host.tasks[:2])  # pyright: ignore[reportArgumentType]
     assert first == pytest.approx({"0": 0.8, "2": 0.8})
     assert second == pytest.approx({"0": 0.1 + 0.5 * 0.7, "2": 1.0})

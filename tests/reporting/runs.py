@@ -48,7 +48,7 @@ def made(
     ]
     cell = {"block_share": [*shares, [0.5] * count][0], "active_atoms": [2.5], "pass_rate": [1.0]}
     diagnostics = [[{} for _ in row] for row in matrix]
-    diagnostics[-1] = [cell if score is not None and blocks else {} for score in matrix[-1]]
+    diagnostics[-1:] = [[cell if score is not None and blocks else {} for score in row] for row in matrix[-1:]]
     by_site = {site: {**cell, "block_share": shares[i]} for i, site in enumerate(names)} if blocks else {}
     found = {
         **{"method": method, "model": BASE["name"], "stream": "birds", "seed": seed, "metric": "accuracy"},

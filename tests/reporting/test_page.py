@@ -41,6 +41,7 @@ CASES = {
         made(at / "run", [f"a-task-with-a-very-long-name_{i}" for i in range(12)], [[i / 12] * 12 for i in range(12)])
     ],
     "nothing known": lambda at: [made(at / "run", matrix=[[None] * 3] * 3, blocks=False, sites=0, terms=())],
+    "undone to the start": lambda at: [made(at / "run", matrix=(), blocks=False, terms=())],
     "one row learnt": lambda at: [made(at / "run", matrix=[[0.9, None, None]])],
     "at once": lambda at: [made(at / "run", matrix=[[None] * 3, [None] * 3, [0.9, 0.8, 0.7]], blocks=False)],
     "before learning": lambda at: [made(at / "run", zero_shot=[0.1, 0.2, 0.3])],
@@ -253,6 +254,9 @@ def test_a_page_that_cannot_be_written_loses_nothing(tmp_path, monkeypatch):
     assert left_behind(run, told) is None
     assert "no report was written" in told.lines[0] and "the run is complete" in told.lines[0]
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    (run / "report.html").rmdir()
+    (run / "results.json").write_text((run / "results.json").read_text().replace('"tasks": ["first"', '"tasks": [1'))
+    assert left_behind(run, told) is None and "TypeError" in told.lines.pop(), "nor one whose numbers make no figure"
     monkeypatch.setenv("RANK", "1")
     assert left_behind(run, told) is None and len(told.lines) == 1, "only the first process writes"
 

@@ -161,7 +161,7 @@ class Host:
         self.asked.append(tuple(classes))
         return batch.labels.float()
 
-    def examples(self, rows: Tensor) -> Batch:
+    def examples(self, rows: Tensor, drawn: tuple[str, int] | None = None) -> Batch:
         labels = torch.stack([self.tasks[t].train.labels[i] for t, i in rows.tolist()])
         return Batch({"x": rows[:, :1].float()}, labels, rows[:, 1])
 

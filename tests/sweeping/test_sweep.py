@@ -102,6 +102,14 @@ def test_a_tuning_run_sees_the_first_tasks_only(plan, whole, tmp_path):
     assert Record(whole[0], plan).find(cell)["validation_final_average"] == results["validation_final_average"]
 
 
+def test_every_final_run_has_its_page_and_one_that_was_lost_comes_back(plan, whole):
+    folder, record, _ = whole
+    pages = {name: (folder / name / "report.html").read_bytes() for name in ("lora-seed0", "joint-seed0")}
+    (folder / "lora-seed0" / "report.html").unlink()
+    assert sweep(plan, folder) == record
+    assert {name: (folder / name / "report.html").read_bytes() for name in pages} == pages
+
+
 def test_a_final_run_is_a_run(plan, whole, tmp_path):
     folder, record, _ = whole
     cell = plan.final("lora", record["chosen"]["lora"]["values"])[0]

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hostile import CANARY, cases, png, sound_parquet
+
 SECONDS, MEGABYTES = 2.0, 200
 """Processor time, and memory above what is declared, that opening may take."""
 PATIENCE = 60
@@ -164,7 +166,6 @@ def openers(model: Callable[[], Any]) -> dict[str, Callable[[Path], object]]:
     from rankwise.cli.common import check_blocks, check_config, check_tasks
     from rankwise.learning.ledger import Ledger
     from rankwise.models import load_backbone
-    from rankwise.streams.sources import choose_part, parts
 
     def adapter(path: Path) -> None:
         if (path / "adapter.json").exists():
@@ -174,14 +175,6 @@ def openers(model: Callable[[], Any]) -> dict[str, Callable[[Path], object]]:
     def config(path: Path) -> None:
         check_config(path, [])
         api.resolve(path)
-
-    def rows(path: Path) -> None:
-        held = parts(path.name, root=path.parent)
-        for name in held:
-            found = choose_part(held, name, path.name, None, None)
-            found.named()
-            for row in found.inputs:
-                assert row is not None
 
     def base(path: Path) -> None:
         backbone = load_backbone(str(path))
@@ -198,6 +191,17 @@ def openers(model: Callable[[], Any]) -> dict[str, Callable[[Path], object]]:
         saved.learnt(path)
 
     return {"adapter": adapter, "config": config, "rows": rows, "base": base, "run": run}
+
+
+def rows(path: Path) -> None:
+    """Read every row of every part."""
+    from rankwise.streams.sources import choose_part, parts
+
+    held = parts(path.name, root=path.parent)
+    for name in held:
+        found = choose_part(held, name, path.name, None, None)
+        found.named()
+        assert all(row is not None for row in found.inputs)
 
 
 def sound_things(place: Path, model: Callable[[], Any]) -> None:
@@ -227,8 +231,6 @@ def sound_things(place: Path, model: Callable[[], Any]) -> None:
     rows = {"input": ["OUTSIDE"] * 4, "target": ["OUTSIDE"] * 4}
     datasets.Dataset.from_dict(rows).save_to_disk(str(place / "saved"))
     (place / "it" / "cat").mkdir(parents=True)
-    from hostile_files import png
-
     (place / "it" / "cat" / "a.png").write_bytes(png())
 
 
@@ -236,9 +238,7 @@ def main(folder: Path, every: int = 1, only: str = "") -> None:
     """Open all of them."""
     sys.dont_write_bytecode = True
     os.fsync = lambda descriptor: None  # what is written here need not outlive the machine
-    sys.path.insert(0, str(Path(__file__).parent))
     import torch
-    from hostile_files import CANARY, cases, sound_parquet
     from torch import nn
 
     torch.set_num_threads(1)
@@ -259,11 +259,7 @@ def main(folder: Path, every: int = 1, only: str = "") -> None:
         opens[kind](sound / name)
     for kind, name in {"adapter": "peft", "rows": "saved", "config": "run/config.toml"}.items():
         opens[kind](sound / name)
-    chosen = [
-        case
-        for number, case in enumerate(cases(sound))
-        if number % every == 0 and case.name.startswith(tuple(only.split(",")))
-    ]
+    chosen = [case for case in cases(sound)[::every] if case.name.startswith(tuple(only.split(",")))]
     for number, case in enumerate(chosen):
         begun = time.time()
         found = attempt(case, opens[case.kind], folder / f"case{number}")

@@ -1,20 +1,18 @@
 """Files that mean harm: nothing runs, nothing is read or written elsewhere, and each is refused by name or is small.
 
-The files are made by `hostile_files.py`, and opened by `hostile_run.py`: each in a process of its own in which Python
+The files are made by `hostile`, and opened by `hostile_run.py`: each in a process of its own in which Python
 notes every file, program and address that is asked for.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fresh import python
 from hostile_run import MEGABYTES, SECONDS
 
 EVERY = 3
@@ -23,19 +21,10 @@ MINE = Path(__file__).with_name("hostile_run.py")
 
 
 def opened(folder: Path, every: int) -> list[dict[str, Any]]:
-    source = Path(__file__).parents[2] / "src"
-    own = {"PYTHONPATH": str(source), "HF_HOME": str(folder / "cache"), "TMPDIR": str(folder), "HF_HUB_OFFLINE": "1"}
+    own = {"HF_HOME": str(folder / "cache"), "TMPDIR": str(folder), "HF_HUB_OFFLINE": "1"}
     own |= {"PYTHONDONTWRITEBYTECODE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     (folder / "work").mkdir()
-    done = subprocess.run(
-        [sys.executable, str(MINE), str(folder / "work"), str(every)],
-        env=os.environ | own,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=1700,
-        check=False,
-    )
+    done = python(str(MINE), str(folder / "work"), str(every), folder=folder, seconds=1700, **own)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 

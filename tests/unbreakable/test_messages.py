@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile_files import PARQUETS
+from hostile import PARQUETS
 
 from rankwise.cli import main
 from rankwise.config import load_config

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fresh import SOURCE, python
 
 WATCH = """
 import os, sys
@@ -45,23 +44,13 @@ def watched(tmp_path: Path) -> Callable[..., tuple[str, list[str]]]:
     """Run Python with every attempt to reach a network noted and refused: (what it printed, the attempts)."""
     (tmp_path / "watch").mkdir()
     (tmp_path / "watch" / "sitecustomize.py").write_text(WATCH)
-    log, source = tmp_path / "asked", Path(__file__).parents[2] / "src"
-    clean = {key: value for key, value in os.environ.items() if key not in ALONE}
-    paths = {"PYTHONPATH": f"{tmp_path / 'watch'}{os.pathsep}{source}", "RANKWISE_ASKED": str(log)}
+    log, alone = tmp_path / "asked", dict.fromkeys(ALONE)
+    paths = {"PYTHONPATH": f"{tmp_path / 'watch'}{os.pathsep}{SOURCE}", "RANKWISE_ASKED": str(log)}
     # An empty cache: what a user's own cache holds must not be what spares the question.
     homes = {"HF_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
 
     def run(code: str, text: str = "") -> tuple[str, list[str]]:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env=clean | paths | homes,
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
+        done = python("-c", code, folder=tmp_path, text=text, seconds=280, **alone, **paths, **homes)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout + done.stderr, log.read_text().splitlines() if log.exists() else []
 

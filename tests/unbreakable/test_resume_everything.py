@@ -3,23 +3,23 @@ events, scores.
 
 An instant is a forward of a micro-batch, a forward of an evaluation (or of a pass over a task's rows), an event about
 to be written, a snapshot about to be written or just written; runs are stopped twice in a row. Each draws (dropout,
-replay), cuts its steps into micro-batches, crosses the edge of an epoch, and has its batches prepared by two threads or
-by none. Kills while a file is being written: `test_crash_matrix.py`; stops after each step: `tests/learning/`.
+replay, views of its pictures), cuts its steps into micro-batches, crosses the edge of an epoch, and has its batches
+prepared by two threads or by none. Kills while a file is being written: `test_crash_matrix.py`; stops after each step:
+`tests/learning/`.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict
-from functools import cache, partial
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from loading import benchmark
 
 from rankwise import papers
 from rankwise.config import merged
@@ -27,9 +27,10 @@ from rankwise.learning import run as running
 from rankwise.learning.run import Watch
 from rankwise.models import Backbone
 
-ROOT = Path(__file__).parents[2]
+composition = benchmark("composition")
+"""Runs every method in memory."""
 METHODS = papers.slugs()
-TRAIN = {"steps": 3, "batch_size": 6, "schedule": "linear", "warmup": 0.4}
+TRAIN = {"steps": 3, "batch_size": 6, "schedule": "linear", "warmup": 0.4, "augment": ["crop", "flip"]}
 DRAWS = {"strategy": [{"kind": "replay", "size": 8, "batch_size": 3}]}
 """Laid over the plain methods, so that there is a memory too."""
 PLAIN = ("lora", "mora", "dora", "finetune")
@@ -37,17 +38,6 @@ PLAIN = ("lora", "mora", "dora", "finetune")
 
 class Stopped(BaseException):
     """Nothing may catch this."""
-
-
-@cache
-def composition() -> ModuleType:
-    """Load the benchmark that runs every method in memory."""
-    spec = importlib.util.spec_from_file_location("composition", ROOT / "benchmarks" / "composition.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["composition"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 class Instants:
@@ -86,7 +76,7 @@ class Cell:
     """A run of one method, as the benchmark takes it."""
 
     def __init__(self, method: str, workers: int) -> None:
-        plain, made = composition().Cell(method, ()).config, papers.method(method)
+        plain, made = composition.Cell(method, ()).config, papers.method(method)
         cut = 1 if made.form.whole_batch else 2  # a loss over the whole batch refuses to be cut
         over = {
             "train": {**TRAIN, "workers": workers, "accumulate": cut},
@@ -98,7 +88,7 @@ class Cell:
 def played(cell: Cell, ledger: Any, instants: Instants) -> dict[str, Any] | None:
     """Run a cell, or what is left of it; return what it left, None if it was stopped."""
     with pytest.MonkeyPatch.context() as patch:
-        learner = composition().learner_of(cell)
+        learner = composition.learner_of(cell)
         instants.ticking(patch, ledger)
         try:
             progress = running.run(learner, ledger, Watch())
@@ -117,7 +107,7 @@ def stops(kinds: list[str], method: str, count: int) -> Iterator[tuple[int, int]
 
 
 def compare(method: str, workers: int, count: int, folder: Path) -> None:
-    memory = partial(composition().Memory, folder)
+    memory = partial(composition.Memory, folder)
     cell, whole = Cell(method, workers), Instants()
     wanted = played(cell, memory(), whole)
     assert wanted is not None
@@ -144,7 +134,7 @@ def test_stopped_at_twenty_drawn_instants(method, workers, tmp_path):
 
 def test_every_kind_of_instant_is_drawn(tmp_path):
     whole = Instants()
-    played(Cell("mora", 0), composition().Memory(tmp_path), whole)
+    played(Cell("mora", 0), composition.Memory(tmp_path), whole)
     drawn = {whole.kinds[first - 1] for method in METHODS for first, _ in stops(whole.kinds, method, 1)}
     assert drawn == {"micro-batch", "evaluation", "event", "before a snapshot", "after a snapshot"}
 
@@ -156,3 +146,16 @@ def test_a_method_that_forgets_a_state_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(state, "put_back_moments", lambda *_: None)
     with pytest.raises(AssertionError, match="tensors"):
         compare("lora", 0, 20, tmp_path)
+
+
+def test_views_that_are_no_function_of_counters_are_noticed(tmp_path, monkeypatch):
+    """The comparison is not blind: pictures mirrored by torch's own generator do not come back."""
+    from rankwise.streams import batches
+
+    def loose(split, names, *_):
+        turned = torch.rand(len(split)) < 0.5
+        return replace(split, inputs=torch.where(turned[:, None, None], split.inputs.flip(2), split.inputs))
+
+    monkeypatch.setattr(batches, "views", loose)
+    with pytest.raises(AssertionError, match="tensors"):
+        compare("lora", 0, 3, tmp_path)

@@ -6,14 +6,13 @@ import inspect
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import pytest
+from fresh import python
 
 from rankwise.claims import slugs as claimed
 from rankwise.cli import LISTS, MANY, RUNS
@@ -137,9 +136,10 @@ def places() -> Iterator[Typo]:
         yield run({"stream": {"name": "x", "tasks": [{"name": "a", **STREAM, key: "rows.json"}]}}, "rows.jsonl")
         yield run({"stream": {**STREAM, key: "pictures/trian"}}, "train")
     yield run({"stream": {**STREAM, "train": "picturs"}}, "pictures")
-    for base in ("embedded:vti", "embeded:vit"):
+    for base in ("embedded:vti", "embeded:vit", "embedded", "embeded", "vit", "Embedded:ViT", "vit:embedded"):
         yield run({"model.name": base}, "embedded:vit")
-    yield run({"model.name": "minilmm"}, "minilm")
+    for base in ("minilmm", "MiniLM", "mini-lm"):
+        yield run({"model.name": base}, "minilm")
     yield run({"model.name": "./bases/tyni"}, "tiny")
     yield run({"model.name": "bases/tyni"}, "tiny")
     yield run({"adapter.sites": "all-linaer"}, "all-linear")
@@ -167,6 +167,11 @@ def commands() -> Iterator[Typo]:
     yield from (Typo(("claims", slip(slug)), slug) for slug in claimed())
     yield from (Typo(("sweep", "ok.toml", "--methods", slip(slug)), slug) for slug in own()[13:18])
     yield Typo(("export", "runs/first", "--out", "new", "--to", "petf"), "peft")
+    for command in ("compare", "report"):
+        yield Typo((command, "runs", "--baseline", "loar"), "lora")
+    yield Typo(("compare", "runs", "--keys", "final_avrage"), "final_average")
+    yield Typo(("report", "runs", "--plots", "new", "--format", "pgn"), "png")
+    yield Typo(("path", "runs/first", "--plot", "line.pgn"), ".png")
     yield Typo(("evaluate", "runs/first", "--task", "digist-1"), "digits-1")
     yield Typo(("path", "runs/first", "--tasks", "digits-1,digist-2"), "digits-2")
     yield Typo(("merge", "runs/first", "--out", "new", "--blocks", "adpater"), "adapter")
@@ -201,29 +206,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "runs/first/config.toml").write_text('method = "lora"\n')
     tasks = [{"name": "digits-1"}, {"name": "digits-2"}]
     (place / "runs/first/environment.json").write_text(json.dumps({"stream": {"tasks": tasks}}))
+    found = {"method": "lora", "seed": 0, "stream": "s", "model": "m", "metric": "accuracy", "final_average": 0.5}
+    found |= {"forgetting_first_minus_last": None, "learning_accuracy": 0.5}
+    (place / "runs/first/results.json").write_text(json.dumps({**found, "tasks": ["a"], "matrix": [[0.5]]}))
     sites = [{"name": "a", "blocks": [{"label": "adapter"}]}]
     (place / "runs/first/adapter/adapter.json").write_text(json.dumps({"sites": sites}))
     return place
 
 
-def in_fresh_python(folder: Path, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    source = Path(__file__).parents[2] / "src"
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(source)},
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
 def test_every_typo_is_answered_with_the_nearest_choice_before_torch_loads(folder: Path) -> None:
     made = typos()
     assert len(made) >= 200
-    done = in_fresh_python(folder, "-c", RUNNER, text=json.dumps([typo.words for typo in made]))
+    done = python("-c", RUNNER, folder=folder, text=json.dumps([typo.words for typo in made]))
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(answers) == len(made), done.stderr[-2000:]
     wrong = [
@@ -236,6 +230,85 @@ def test_every_typo_is_answered_with_the_nearest_choice_before_torch_loads(folde
     assert slowest < SECONDS, f"{slowest:.2f} s of processor time"
 
 
+OUT_OF_RANGE: dict[str, tuple[str, dict[str, Any]]] = {
+    "mora": ("gate", {"top_k": 0}),
+    "allora": ("form", {"eta": 0.0}),
+    "melora": ("form", {"groups": 0}),
+    "moe-lora": ("form", {"top_k": 3, "experts": 2}),
+    "lora-plus": ("dynamics", {"ratio": 0.0}),
+    "dylora": ("dynamics", {"success": 1.0}),
+    "adalora": ("dynamics", {"initial": 0.6, "final": 0.5}),
+    "altlora": ("dynamics", {"beta1": 1.5}),
+}
+"""Values that a method's own class refuses, by a bound of the field or in words of its own."""
+
+
+def beyond() -> Iterator[Typo]:
+    """Numbers just out of the range that a field of a part, or of the schema, has."""
+    for kind, part in kinds().items():
+        found = attribute(part, "Settings")
+        assert found is not None
+        for field in fields(outline(found)):
+            yield from (
+                run({"adapter.dynamics": {"kind": kind, field.name: value}}, field.name)
+                for value in outside(field.type)
+            )
+    for slug, (seam, values) in OUT_OF_RANGE.items():
+        yield run({"method": slug, f"adapter.{seam}": values}, next(iter(values)))
+    yield run({"train.betas": [0.9, 1.0]}, "train.betas")
+    yield run({"strategy": [{"kind": "ewc"}, {"kind": "ewc"}]}, "ewc")
+    yield Typo(("demo", "--seed", "-1"), "--seed")
+    yield Typo(("run", "ok.toml", "--out", "runs/first"), "runs/first")
+    yield Typo(("report", "runs", "--plots", "ok.toml"), "ok.toml")
+    yield Typo(("sweep", "ok.toml", "--methods", "mora", "--grid", "adapter.gate.top_k=[1, 0]"), "top_k")
+
+
+def outside(kind: Any) -> Iterator[int | float]:
+    """A number below the least, and one above the most, that a type takes; a whole one where it is whole."""
+    limits = [limit for part in get_args(kind) for limit in getattr(part, "metadata", ())]
+    whole = int if int in get_args(kind) else float
+    for limit in limits:
+        for bound, step in (("ge", -1), ("gt", 0), ("le", 1), ("lt", 0)):
+            if hasattr(limit, bound):
+                yield whole(getattr(limit, bound) + step)
+
+
+def test_a_value_out_of_range_is_told_before_torch_loads(folder: Path) -> None:
+    made = [*beyond()]
+    assert len(made) >= 30
+    done = python("-c", RUNNER, folder=folder, text=json.dumps([typo.words for typo in made]))
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(made), done.stderr[-2000:]
+    wrong = [
+        f"{' '.join(typo.words)}: {code}, {said.strip()[:300]!r}, {heavy}"
+        for typo, (code, said, _, heavy) in zip(made, answers, strict=True)
+        if code != 2 or heavy or typo.meant not in said
+    ]
+    assert not wrong, f"{len(wrong)} of {len(made)}\n" + "\n".join(wrong)
+    assert max(seconds for _, _, seconds, _ in answers) < SECONDS
+
+
+@pytest.mark.parametrize("slug", OUT_OF_RANGE)
+def test_what_is_refused_early_is_refused_by_the_class_too(slug: str) -> None:
+    from rankwise import api
+    from rankwise.errors import UsageError
+
+    seam, values = OUT_OF_RANGE[slug]
+    with pytest.raises(UsageError, match=next(iter(values))):
+        api.resolve({"method": slug, "adapter": {seam: values}})
+
+
+def test_the_defaults_of_every_method_are_in_range(folder: Path) -> None:
+    """Nothing that a class takes is refused early: complete configs pass."""
+    from rankwise import api
+    from rankwise.cli.parts import check_parts
+
+    for slug in own():
+        check_parts(api.resolve({"method": slug})[0], slug)
+    for kind in kinds():
+        check_parts(api.resolve({"method": "lora", "strategy": [{"kind": kind}]})[0], kind)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -246,7 +319,7 @@ def test_every_typo_is_answered_with_the_nearest_choice_before_torch_loads(folde
 )
 def test_a_typo_costs_less_than_a_second_with_the_start_of_python(folder: Path, words: tuple[str, ...]) -> None:
     before = os.times()
-    done = in_fresh_python(folder, "-m", "rankwise", *words)
+    done = python("-m", "rankwise", *words, folder=folder)
     after = os.times()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     assert (done.returncode, "did you mean" in done.stderr) == (2, True), done.stderr
@@ -288,7 +361,16 @@ def test_words_are_left_alone_where_they_may_be_right(folder: Path) -> None:
     """What only looks like a slip passes: a hub id, an own module's name, a file that is there."""
     from rankwise.cli.common import check_config
 
-    for name in ("google/vit-tiny", "gpt2", "hub:bases/tyni", "bases/tiny", "embedded:vit", "minilm"):
+    for name in (
+        "google/vit-tiny",
+        "gpt2",
+        "bert",
+        "hub:bases/tyni",
+        "hub:vit",
+        "bases/tiny",
+        "embedded:vit",
+        "minilm",
+    ):
         check_config(folder / "ok.toml", [f"model.name={name}"])
     check_config(folder / "ok.toml", ['adapter.sites=["query-key", "blocks.*.fc1"]', "adapter.init=pissa"])
     check_config(folder / "ok.toml", ["stream.name=x", "stream.train=rows.jsonl", "stream.test=memory:rows"])

@@ -59,8 +59,8 @@ class TopAtoms:
     wide: tuple[bool, ...]
     """Which parts have a Gram matrix, so that their z need not be kept."""
 
-    def forward(self, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """Return d, and of the responses the places and values of the largest, 1 / |z|, and z of the narrow parts."""
+    def add(self, y: Tensor, x: Tensor, tensors: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        """Add d; keep of the responses the places and values of the largest, 1 / |z|, w, and z of the narrow parts."""
         keys, values, _ = self._parts(tensors)
         sizes = [len(a) for a in keys]
         z = x.new_empty(len(x), sum(sizes))
@@ -69,22 +69,23 @@ class TopAtoms:
             torch.mm(x, a.T, out=piece)
         best, index = largest(z, min(self.k, sum(sizes)))
         unit = torch.linalg.vecdot(z, z).add_(EPS**2).rsqrt_()[:, None]
-        _, c = self._mixture(best, unit)
-        d = F.embedding_bag(index, _rows(values), mode="sum", per_sample_weights=c)
+        w = (best * (unit / self.temperature)).softmax(-1)
+        _mix(y, values, index, self._pruned(w, best, unit) * best * self.scale)
         narrow = [None if wide else piece for piece, wide in zip(pieces, self.wide, strict=True)]
         if any(self.wide):  # else they are all of z
             narrow = [piece if piece is None else piece.clone() for piece in narrow]
-        return d, (best, index, unit, *narrow)
+        return best, index, unit, w, *narrow
 
     def backward(
         self, g: Tensor, x: Tensor, tensors: Sequence[Tensor], kept: Sequence[Tensor | None], wanted: Sequence[bool]
     ) -> tuple[Rest, list[Tensor | None]]:
         """Return dz = sparse - (sum ds s) / |z| s, times A for x and times x for keys that learn."""
         keys, values, grams = self._parts(tensors)
-        best, index, unit, *z = kept
-        assert best is not None and index is not None and unit is not None
-        w, c = self._mixture(best, unit)
-        sparse, along = self._derivative(_dots(g, _rows(values), index), w, c, best, unit)
+        best, index, unit, w, *z = kept
+        assert best is not None and index is not None and unit is not None and w is not None
+        acts = self._pruned(w, best, unit) * self.scale
+        c = acts * best
+        sparse, along = self._derivative(_dots(g, values, index), w, acts, best, unit)
         starts = [sum(len(b) for b in keys[:i]) for i in range(len(keys))]
         placed = [_within(index, start, len(a)) for start, a in zip(starts, keys, strict=True)]
         dz = [None if v is None else _spread(sparse, *p, v * along) for v, p in zip(z, placed, strict=True)]
@@ -110,18 +111,12 @@ class TopAtoms:
         n = len(self.wide)
         return tensors[:n], tensors[n : 2 * n], tensors[2 * n :]
 
-    def _mixture(self, best: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-        """Return softmax(s / tau) over the chosen, and the coefficients of their values: both [T, k]."""
-        w = (best * unit / self.temperature).softmax(-1)
-        return w, self._pruned(w, best, unit) * best * self.scale
-
     def _pruned(self, w: Tensor, best: Tensor, unit: Tensor) -> Tensor:
         return w if self.cut is None else w * (best * unit >= self.cut)
 
-    def _derivative(self, of_c: Tensor, w: Tensor, c: Tensor, best: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    def _derivative(self, of_c: Tensor, w: Tensor, acts: Tensor, best: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
         """Return dz at the chosen atoms [T, k], and the factor of z in it at all of them [T, 1]."""
-        acts = self._pruned(w, best, unit) * self.scale
-        of_w = of_c * c  # times w, which the derivative of the softmax has in it anyway
+        of_w = of_c * acts * best  # times w, which the derivative of the softmax has in it anyway
         of_s = (of_w - w * of_w.sum(-1, keepdim=True)) / self.temperature
         return of_c * acts + of_s * unit, -(of_s * best).sum(-1, keepdim=True) * unit**3
 
@@ -135,7 +130,8 @@ def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if z.shape[1] <= max(SHORT, FOLDS * k):
         best, index = z.topk(k, -1, sorted=False)
         return best, index
-    z = F.pad(z, (0, FOLDS * width - z.shape[1]), value=-torch.inf)
+    if missing := FOLDS * width - z.shape[1]:
+        z = F.pad(z, (0, missing), value=-torch.inf)
     _, columns = largest(z.view(-1, FOLDS, width).amax(1), k)
     steps = torch.arange(0, FOLDS * width, width, device=z.device)
     places = (columns[:, None] + steps[:, None]).flatten(1)
@@ -143,17 +139,36 @@ def largest(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best, places.gather(1, chosen)
 
 
-def _rows(values: Sequence[Tensor]) -> Tensor:
-    """Return the columns of all B [out, r] as rows [R, out]."""
-    return torch.cat([b.T for b in values])
+def _mix(y: Tensor, values: Sequence[Tensor], index: Tensor, c: Tensor) -> None:
+    """Add to y [T, out] the columns of the values that `index` [T, k] names, times c [T, k]; in place."""
+    if _few(values, index):
+        y.addmm_(c.new_zeros(len(c), _count(values)).scatter_(1, index, c), _rows(values))
+    else:
+        y.add_(F.embedding_bag(index, _rows(values), mode="sum", per_sample_weights=c))
 
 
-def _dots(g: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-    """Return the products of g [T, out] with the rows [R, out] that `index` [T, k] names: [T, k]."""
+def _dots(g: Tensor, values: Sequence[Tensor], index: Tensor) -> Tensor:
+    """Return the products of g [T, out] with the columns of the values that `index` [T, k] names: [T, k]."""
+    if _few(values, index):
+        return (g @ _rows(values).T).gather(1, index)
     tokens, k = index.shape
     bags = torch.arange(tokens, device=g.device)
     of_weights = torch.ops.aten._embedding_bag_per_sample_weights_backward
-    return of_weights(g, rows, index.flatten(), bags * k, bags.repeat_interleave(k), 0).view(tokens, k)
+    return of_weights(g, _rows(values), index.flatten(), bags * k, bags.repeat_interleave(k), 0).view(tokens, k)
+
+
+def _few(values: Sequence[Tensor], index: Tensor) -> bool:
+    """Say whether reading all values in one product is faster than gathering the chosen."""
+    return _count(values) <= 3 * index.shape[1]
+
+
+def _count(values: Sequence[Tensor]) -> int:
+    return sum(b.shape[1] for b in values)
+
+
+def _rows(values: Sequence[Tensor]) -> Tensor:
+    """Return the columns of all B [out, r] as rows [R, out]."""
+    return torch.cat([b.T for b in values]) if len(values) > 1 else values[0].T
 
 
 def _within(index: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:

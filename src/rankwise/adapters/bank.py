@@ -95,7 +95,7 @@ class Packed(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is held, by name."""
-        return dict(self.named_buffers(recurse=False))
+        return {name: tensor for name, tensor in self._buffers.items() if tensor is not None}
 
 
 class Bank(nn.Module):

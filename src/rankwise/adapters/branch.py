@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from rankwise.adapters.bank import Blocks, Spec
 from rankwise.adapters.context import Context
-from rankwise.adapters.fused import Fused, Sum
+from rankwise.adapters.fused import Fused, summed
 from rankwise.adapters.inits import KAIMING, Init, Weight
 from rankwise.adapters.sites import Site
 from rankwise.errors import UsageError
@@ -58,11 +58,8 @@ class Identity:
         return z
 
     def fused(self, blocks: Blocks, scale: float, training: bool) -> Fused | None:
-        """Return the sum over the parts; None where B alone learns, for then the plain path keeps A x and not x."""
-        keys, values = ([part[name].requires_grad for part in blocks.parts] for name in "AB")
-        if any(values) and not any(keys):
-            return None
-        return Sum(scale), tuple(part[name] for part in blocks.parts for name in "AB")
+        """Return the sum over the parts."""
+        return summed([part["A"] for part in blocks.parts], [part["B"] for part in blocks.parts], scale, training)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from torch import Generator, Tensor, nn
 from rankwise.adapters.bank import BLOCK, Blocks, Spec
 from rankwise.adapters.context import Context
 from rankwise.adapters.inits import Weight
+from rankwise.adapters.mixture import top_softmax
 from rankwise.adapters.pair import Pair
 from rankwise.adapters.sites import ALGEBRAS, Site
+from rankwise.config import Count, NotNegative
 from rankwise.errors import UsageError
 
 ROUTER, NOISE = "router", "noise"
@@ -43,19 +45,19 @@ class Experts(Pair):
     """
 
     whole_batch: ClassVar[bool] = True
-    experts: int = 4
+    experts: Count = 4
     """E, experts of a block."""
-    top_k: int = 2
+    top_k: Count = 2
     """k, experts that act on a token."""
     noisy: bool = False
     """Whether noise of a learned size is added to the scores in training."""
-    balance: float = 1e-3
+    balance: NotNegative = 1e-3
     """c, weight of the loss that spreads the tokens over the experts."""
 
     def __post_init__(self) -> None:
-        """Refuse settings outside their range."""
-        if not 1 <= self.top_k <= self.experts or self.balance < 0:
-            raise ValueError("top_k must be from 1 to experts, balance at least 0")
+        """Refuse more experts at work than there are."""
+        if self.top_k > self.experts:
+            raise ValueError("top_k must be from 1 to experts")
 
     @property
     def linear(self) -> bool:
@@ -78,7 +80,7 @@ class Experts(Pair):
     ) -> Tensor:
         """Return each expert's responses times its gate and its block's weight: [..., R]."""
         scores = self.scores(x, blocks, site, module, training)
-        gates = sparse(scores, self.top_k)
+        gates = top_softmax(scores, self.top_k)
         if context.aux is not None and self.balance:
             self._balance(scores, gates, blocks, context, site)
         if context.mix is not None:
@@ -106,12 +108,6 @@ class Experts(Pair):
             pairs = [t.flatten(0, -2) if real is None else t[real] for t in (likely, used)]
             loss = self.balance * self.experts * (pairs[0].mean(0) * pairs[1].detach().mean(0)).sum()
             context.aux.put(site.name, f"balance.{blocks.labels[i]}", loss)
-
-
-def sparse(scores: Tensor, k: int) -> Tensor:
-    """Return softmax over the k largest of each row of scores [..., E], and 0 elsewhere."""
-    best, index = scores.topk(k, -1)
-    return torch.zeros_like(scores).scatter(-1, index, best.softmax(-1))
 
 
 def weights(mix: Mapping[str, Tensor], labels: tuple[str, ...], gates: Tensor, site: Site) -> Tensor:

@@ -1,10 +1,9 @@
-"""One autograd node for base and update: what autograd would keep of a gated pair is recomputed or never made.
+"""One autograd node for base and update: what autograd would keep of a gated pair, and its temporaries, are not made.
 
-    y = base(x) + d(x),    dx = base's dx + what d adds, in place
+    y = base(x) + d(x),    dx = base's dx + what d adds, both in place
 
-A plain pair d(x) = s B A x keeps x alone, which the sites that read it share, and works A x out again: small tensors
-that stay between large ones that go would hold the heap apart. The forward is in PEFT's order and so has its bits.
-Two nodes stand around the base, which is only called:
+A plain pair d(x) = s B A x keeps x, which the sites that read it share, and z = A x; s B z is added to y by the product
+itself. Two nodes stand around the base, which is only called:
 
     x --Enter--> base --> y --Leave--> y + d(x)
 
@@ -15,6 +14,7 @@ leaves word how d adds to x's gradient; Enter adds that to the base's, in place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -32,8 +32,11 @@ Rest = Callable[[Tensor], None]
 class Product(Protocol):
     """An update of rows with its derivative written out: x [T, in] -> d [T, out]; settings only, no tensors."""
 
-    def forward(self, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """Return d, a fresh tensor, and what the backward wants kept besides x and `tensors`."""
+    def add(self, y: Tensor, x: Tensor, tensors: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        """Add d to y [T, out] in place; return what the backward needs besides x and `tensors`.
+
+        `wanted` says of each of `tensors` whether it may be asked for its gradient.
+        """
         ...
 
     def backward(
@@ -56,37 +59,54 @@ class FusedGate(Protocol):
         ...
 
 
+def summed(keys: Sequence[Tensor], values: Sequence[Tensor], scale: float, training: bool) -> Fused | None:
+    """Return the product s * sum_i B_i A_i x of A_i [r, in] and B_i [out, r].
+
+    None where B alone learns, for the plain path keeps A x then and not x.
+    """
+    if any(b.requires_grad for b in values) and not any(a.requires_grad for a in keys):
+        return None
+    return Sum(scale, training and math.frexp(scale)[0] == 0.5), (*keys, *values)
+
+
 @dataclass(frozen=True)
 class Sum:
-    """d = s * sum_i B_i A_i x for tensors A_0, B_0, A_1, B_1, ...: plain LoRA, part by part as the plain path adds."""
+    """d = s * sum_i B_i A_i x for tensors A_0 .. A_n, B_0 .. B_n: plain LoRA."""
 
     scale: float
+    at_once: bool
+    """Whether the products of float32 and float64 add to y themselves. A scale that is a power of two rounds nothing,
+    so few ranks have PEFT's bits this way, too; the other way, in PEFT's order, any number has on any machine."""
 
-    def forward(self, x: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """Return d; nothing is kept."""
-        parts = [x @ a.T @ b.T for a, b in zip(tensors[::2], tensors[1::2], strict=True)]
-        d = parts[0]
-        for part in parts[1:]:
-            d.add_(part)
-        return (d if self.scale == 1 else d.mul_(self.scale)), ()
+    def add(self, y: Tensor, x: Tensor, tensors: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        """Add each s B (A x); keep z = A x where B learns."""
+        n = len(tensors) // 2
+        z = [x @ a.T for a in tensors[:n]]
+        at_once = self.at_once and y.dtype in (torch.float32, torch.float64)
+        for v, b in zip(z, tensors[n:], strict=True):
+            if at_once:
+                y.addmm_(v, b.T, alpha=self.scale)
+            else:
+                y.add_((v @ b.T).mul_(self.scale))
+        return tuple(v if learns else None for v, learns in zip(z, wanted[n:], strict=True))
 
     def backward(
         self, g: Tensor, x: Tensor, tensors: Sequence[Tensor], kept: Sequence[Tensor | None], wanted: Sequence[bool]
     ) -> tuple[Rest, list[Tensor | None]]:
-        """Return the same sums, transposed; (A x)^T g is the fast way round."""
-        keys, up = tensors[::2], [g @ b for b in tensors[1::2]]
-        if self.scale != 1:
-            up = [v.mul_(self.scale) for v in up]
-        found: list[Tensor | None] = []
-        for i, (a, v) in enumerate(zip(keys, up, strict=True)):
-            found.append(v.T @ x if wanted[2 * i] else None)
-            found.append(((x @ a.T).T @ g).mul_(self.scale).T if wanted[2 * i + 1] else None)
+        """Return the same sums, transposed; z^T g is the fast way round (g^T z takes up to twice as long)."""
+        n = len(tensors) // 2
+        keys, up = tensors[:n], [(g @ b).mul_(self.scale) for b in tensors[n:]]
+        of_keys = [v.T @ x if want else None for v, want in zip(up, wanted[:n], strict=True)]
+        of_values = [
+            (z.T @ g).mul_(self.scale).T if want and z is not None else None
+            for z, want in zip(kept, wanted[n:], strict=True)
+        ]
 
         def rest(gx: Tensor) -> None:
             for a, v in zip(keys, up, strict=True):
                 gx.addmm_(v, a)
 
-        return rest, found
+        return rest, [*of_keys, *of_values]
 
 
 @dataclass
@@ -149,14 +169,16 @@ class _Leave(torch.autograd.Function):
     def forward(
         ctx: Any, product: Product, word: Word, through: bool, y: Tensor, x: Tensor, *tensors: Tensor
     ) -> Tensor:
-        d, kept = product.forward(_rows(x, tensors[0]), tensors)
+        rows, like, wanted = _rows(x, tensors[0]), tensors[0].dtype, ctx.needs_input_grad[5:]
+        into = word.fresh and y._base is None and y.is_contiguous() and y.dtype == like
+        d = y.view(-1, y.shape[-1]) if into else rows.new_zeros(len(rows), y.shape[-1])
+        kept = product.add(d, rows, tensors, wanted)
         ctx.product, ctx.word, ctx.through, ctx.count = product, word, through, len(tensors)
         ctx.save_for_backward(x, *tensors, *kept)
-        d = d.view(*x.shape[:-1], d.shape[-1])
-        if not word.fresh or y._base is not None or d.dtype != y.dtype:
-            return (y + d).to(y.dtype)
+        if not into:
+            return (y + d.view(y.shape)).to(y.dtype)
         ctx.mark_dirty(y)
-        return y.add_(d)
+        return y
 
     @staticmethod
     @once_differentiable

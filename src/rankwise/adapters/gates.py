@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from rankwise.adapters.bank import Blocks, Spec
 from rankwise.adapters.context import Context
-from rankwise.adapters.fused import Fused, Sum
+from rankwise.adapters.fused import Fused, summed
 from rankwise.adapters.sites import Site
 
 WEIGHT = "w"
@@ -41,8 +41,7 @@ class RankWeights:
         """Return w * z."""
         return z * blocks[WEIGHT].to(z.dtype)
 
-    def fused(self, blocks: Blocks, scale: float, training: bool) -> Fused:
+    def fused(self, blocks: Blocks, scale: float, training: bool) -> Fused | None:
         """Return the sum over the parts, the weights taken into B."""
-        values = (part["B"] * part[WEIGHT].to(part["B"].dtype) for part in blocks.parts)
-        keys = (part["A"] for part in blocks.parts)
-        return Sum(scale), tuple(tensor for pair in zip(keys, values, strict=True) for tensor in pair)
+        values = [part["B"] * part[WEIGHT].to(part["B"].dtype) for part in blocks.parts]
+        return summed([part["A"] for part in blocks.parts], values, scale, training)

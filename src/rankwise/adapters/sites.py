@@ -60,11 +60,11 @@ class Algebra:
 
 
 def _up_last(v: Tensor, b: Tensor) -> Tensor:
-    return F.linear(v, b)
+    return F.linear(v.contiguous(), b)  # cut off other ranks or alone: the same layout, the same bits
 
 
 def _up_channels(v: Tensor, b: Tensor) -> Tensor:
-    return F.conv2d(v.movedim(-1, 1), b[..., None, None])  # as PEFT does it, to the bit
+    return F.conv2d(v.movedim(-1, 1).contiguous(), b[..., None, None])  # as PEFT does it, to the bit
 
 
 def _down_rows(x: Tensor, a: Tensor, module: nn.Module, site: Site) -> Tensor:

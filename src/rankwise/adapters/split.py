@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,10 +14,18 @@ from rankwise.adapters.bank import BLOCK, Blocks, Spec
 from rankwise.adapters.context import Context
 from rankwise.adapters.gates import WEIGHT
 from rankwise.adapters.inits import Weight
+from rankwise.adapters.model import banks_of
 from rankwise.adapters.pair import Pair
 from rankwise.adapters.sites import Site
 from rankwise.adapters.spectrum import spectrum
 from rankwise.errors import UsageError
+
+STRONG: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "B": lambda t, u, v: u @ (u.T @ t),
+    "A": lambda t, u, v: (t @ v.T) @ v,
+    "D": lambda t, u, v: u @ (u.T @ t @ v.T) @ v,
+}
+"""Live tensor of a `Split` -> (values, U_h, V_h) -> the part of the values that lies along the frozen directions."""
 
 
 @dataclass(frozen=True)
@@ -66,3 +75,22 @@ class Split(Pair):
             return a, b, scale
         dense = blocks["D"].detach().sum(0)
         return torch.cat([a, torch.eye(site.n_in).to(a)]), torch.cat([b, dense / scale], 1), scale
+
+
+def weakest(model: nn.Module, frozen: Mapping[str, float]) -> dict[str, int]:
+    """Return how many directions, one at the least, are left of each site where a share of min(in, out) is frozen."""
+    sizes = {name: min(site.n_in, site.n_out) for name, (site, _) in banks_of(model).items()}
+    return {name: size - min(int(frozen[name] * size), size - 1) for name, size in sizes.items()}
+
+
+def strong_parts(model: nn.Module) -> Iterator[tuple[nn.Parameter, Callable[[Tensor], None]]]:
+    """Yield each live tensor, and what takes out of values of its shape what lies along the frozen directions."""
+    for _, bank in banks_of(model).values():
+        fixed = bank.fixed.tensors()
+        for name, parameter in bank.live.items():
+            if name in STRONG:
+                yield parameter, partial(_take_out, STRONG[name], fixed["U_h"][0], fixed["V_h"][0])
+
+
+def _take_out(part: Callable[[Tensor, Tensor, Tensor], Tensor], u: Tensor, v: Tensor, values: Tensor) -> None:
+    values.sub_(part(values, u, v))

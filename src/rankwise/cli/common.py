@@ -125,17 +125,23 @@ def check_new(folder: Path) -> None:
         raise UsageError(f"--out {str(folder)!r}: holds something already; name a new folder")
 
 
+def check_no_run(folder: Path | None) -> None:
+    """Raise UsageError if `folder` holds a run already."""
+    if folder is not None and (folder / "config.toml").is_file():
+        raise UsageError(f"{folder} holds a run already; `rankwise resume {folder}` or choose another --out")
+
+
 def check_saved(folder: Path) -> None:
     """Raise UsageError with the nearest folder if `folder` holds neither a run nor an adapter."""
     if not any((folder / name).is_file() for name in ("adapter.json", "adapter_config.json", "base.safetensors")):
         check_run(folder)
 
 
-def check_out(folder: Path | None) -> None:
+def check_out(folder: Path | None, option: str = "--out") -> None:
     """Raise UsageError if results cannot be written to `folder` because a file is in its place."""
     taken = next((path for path in (folder, *folder.parents) if path.is_file()), None) if folder else None
     if taken:
-        raise UsageError(f"--out {str(folder)!r}: {taken} is a file; name a folder")
+        raise UsageError(f"{option} {str(folder)!r}: {taken} is a file; name a folder")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter as Option
+from cyclopts import validators
 
 from rankwise.cli.common import Json, check_out, print_json
 
@@ -14,7 +15,7 @@ from rankwise.cli.common import Json, check_out, print_json
 def demo(
     *,
     out: Path | None = None,
-    seed: int = 0,
+    seed: Annotated[int, Option(validator=validators.Number(gte=0, lt=2**32))] = 0,
     fast: Annotated[bool, Option(negative=(), show_default=False)] = False,
     json: Json = False,
 ) -> None:
@@ -29,7 +30,7 @@ def demo(
 
     """
     check_out(out)
-    from rankwise.reporting import demo as demonstration
+    from rankwise import demo as demonstration
     from rankwise.reporting.terminal import progress
 
     folder = out or demonstration.free_folder(seed)

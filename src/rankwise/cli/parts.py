@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.config import Config, StreamSettings, TaskSettings, parse_record
-from rankwise.config.outline import PACKAGE, Found, attribute, find, outline, source
+from rankwise.config.bases import ALIKE, check_name
+from rankwise.config.outline import Found, attribute, find, follow, outline, refusal, source
 from rankwise.errors import UsageError, closest, nearest
 from rankwise.papers import own, slugs
 
 RECIPE, INITS, STRATEGIES = "rankwise.learning.recipe", "rankwise.adapters.inits", "rankwise.strategies"
 REMOTE = ("hub:", "memory:")
 SITES = ("all-linear", "mlp-span")
-ALIKE = 0.8
-"""How like a word of ours a name of something else must be to be taken for a slip."""
 
 
 def check_parts(config: Config, where: str) -> None:
@@ -27,6 +26,9 @@ def check_parts(config: Config, where: str) -> None:
     """
     for number, entry in enumerate(config.strategy):
         _check_part(entry, f"{where}: strategy.{number}")
+    listed = [entry["kind"] for entry in config.strategy]
+    if twice := next((kind for kind in listed if listed.count(kind) > 1), None):
+        raise UsageError(f"{where}: strategy: {twice!r} is given twice; give each kind once")
     if config.method in own():
         _check_adapter(config, where)
     start = config.adapter.init
@@ -75,8 +77,8 @@ def starts() -> list[str]:
 def part_of(slug: str, seam: str) -> Found | None:
     """Return the class that the method `slug` has at a seam (gate, form, dynamics), or the one every method has."""
     written = _written(slug, seam)
-    if isinstance(written, ast.Name):
-        return find(_module(slug), written.id)
+    if isinstance(written, ast.Name | ast.Attribute):
+        return follow(_module(slug), written)
     method = find(RECIPE, "Method")
     return attribute(method, seam) if method and seam != "dynamics" else None
 
@@ -85,7 +87,7 @@ def _check_adapter(config: Config, where: str) -> None:
     slug, adapter = config.method, config.adapter
     for seam, values in (("gate", adapter.gate), ("form", adapter.form)):
         if values and (part := part_of(slug, seam)) is not None:
-            parse_record(outline(part, besides="Branch"), values, f"{where}: adapter.{seam} of method {slug!r}")
+            _check_values(part, values, f"{where}: adapter.{seam} of method {slug!r}")
     if adapter.dynamics:
         kind = {"kind": slug} if part_of(slug, "dynamics") else {}
         _check_part({**kind, **adapter.dynamics}, f"{where}: adapter.dynamics")
@@ -103,7 +105,14 @@ def _check_part(entry: Mapping[str, Any], where: str) -> None:
         raise UsageError(f"{where}.kind = {kind!r} does not exist; {nearest(str(kind), kinds())}")
     settings = attribute(kinds()[kind], "Settings")
     if settings is not None:
-        parse_record(outline(settings), {key: value for key, value in entry.items() if key != "kind"}, where)
+        _check_values(settings, {key: value for key, value in entry.items() if key != "kind"}, where)
+
+
+def _check_values(settings: Found, values: Mapping[str, Any], where: str) -> None:
+    """Refuse keys and values that the class `settings` does not take, by its fields and by its own checks."""
+    parse_record(outline(settings, besides="Branch"), values, where)
+    if (reason := refusal(settings, values)) is not None:
+        raise UsageError(f"{where}: {reason}")
 
 
 def _foreign(slug: object) -> bool:
@@ -146,12 +155,10 @@ def check_base(name: str, folder: Path, where: str) -> None:
 
     `where` comes before the name in the message, such as "--base ".
     """
-    path, (prefix, colon, _) = folder / Path(name).expanduser(), name.partition(":")
-    bases = ["minilm", *(f"embedded:{base.name}" for base in (PACKAGE / "models" / "embedded").glob("[!_]*/"))]
-    if path.is_dir() or Path(name).is_dir() or name in bases or prefix == "hub":
+    path = folder / Path(name).expanduser()
+    if path.is_dir() or Path(name).is_dir() or name.startswith("hub:"):
         return
-    if (colon and len(prefix) > 1 and "/" not in prefix) or ("/" not in name and closest(name, bases, alike=ALIKE)):
-        raise UsageError(f"{where}{name!r}: no such base; {nearest(name, bases)}")
+    check_name(name, where)
     local = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.is_file()
     if local or ("/" in name and closest(path.name, [base.name for base in path.parent.glob("*/")])):
         raise UsageError(f"{where}{name!r}: no such folder; {_beside(path)}")

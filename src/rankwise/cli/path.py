@@ -31,6 +31,8 @@ def path(
         plot: File for the plot, .svg or .png. Default: path-<task>-<task>.svg in the folder.
 
     """
+    from rankwise.reporting.formats import check_plot
+
     check_run(folder)
     names = words(tasks)
     if names and len(names) != 2:
@@ -38,6 +40,8 @@ def path(
     check_tasks(folder, names, "--tasks")
     if alphas < 2:
         raise UsageError(f"--alphas {alphas}: the line has two ends; give at least 2")
+    if plot is not None:
+        check_plot(plot)
     from rankwise import saved
     from rankwise.reporting.paths import draw, path_table
     from rankwise.reporting.tables import show

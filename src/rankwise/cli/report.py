@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter as Option
 
-from rankwise.cli.common import Json, check_runs, print_json
+from rankwise.cli.common import Json, check_out, check_runs, print_json
 from rankwise.errors import UsageError
 
 
@@ -34,9 +34,17 @@ def report(
         format: Of these files; png needs the extra `report`.
 
     """
+    from rankwise.reporting.compare import check_baseline
+    from rankwise.reporting.formats import check_plot
+
     check_runs(folders)
     if out is not None and out.is_dir():
         raise UsageError(f"--out {str(out)!r}: is a folder; name a file in it, as in {out / 'report.html'}")
+    check_out(plots, "--plots")
+    if plots is not None:
+        check_plot(plots / f"figure.{format}")
+    if baseline is not None:
+        check_baseline(folders, baseline)
     from rankwise.reporting import page
     from rankwise.reporting import plots as drawing
 

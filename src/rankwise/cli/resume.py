@@ -18,13 +18,11 @@ def resume(folder: Path, /, *, json: Json = False) -> None:
     """
     check_run(folder)
     from rankwise import api
-    from rankwise.reporting.page import left_behind
     from rankwise.reporting.terminal import progress, show_results
 
     with stoppable(folder), progress() as watch:
         finished = api.resume(folder, watch=watch)
-        report = left_behind(finished.path, watch)
     if json:
         print_json(finished.results)
     else:
-        show_results(finished.results, finished.path, report=report)
+        show_results(finished.results, finished.path, report=finished.report)

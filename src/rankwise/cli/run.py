@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter as Option
 
-from rankwise.cli.common import Json, check_config, check_out, print_json, stoppable
+from rankwise.cli.common import Json, check_config, check_no_run, check_out, print_json, stoppable
 
 
 def run(
@@ -30,15 +30,14 @@ def run(
     """
     check_config(config, set_)
     check_out(out)
+    check_no_run(out)
     from rankwise import api
-    from rankwise.reporting.page import left_behind
     from rankwise.reporting.terminal import progress, show_results
 
     folder = out or api.default_folder(api.resolve(config, set_)[0])
     with stoppable(folder), progress() as watch:
         finished = api.run(config, out=folder, overrides=set_, watch=watch)
-        report = left_behind(finished.path, watch)
     if json:
         print_json(finished.results)
     else:
-        show_results(finished.results, finished.path, report=report)
+        show_results(finished.results, finished.path, report=finished.report)

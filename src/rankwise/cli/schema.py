@@ -10,6 +10,6 @@ def schema() -> None:
 
     Example: rankwise schema > rankwise.schema.json
     """
-    from rankwise.reporting.describe import config_schema
+    from rankwise.describe import config_schema
 
     print_json(config_schema())

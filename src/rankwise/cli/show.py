@@ -15,7 +15,7 @@ def show(method: str, /, *, json: Json = False) -> None:
 
     """
     check_method(method, "method ")
-    from rankwise.reporting.describe import as_json, as_toml, describe
+    from rankwise.describe import as_json, as_toml, describe
 
     description = describe(method)
     if json:

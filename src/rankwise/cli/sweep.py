@@ -5,12 +5,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter as Option
 
 from rankwise.cli.common import Json, check_config, check_method, check_out, print_json, words
 from rankwise.errors import RankwiseError, UsageError
+
+if TYPE_CHECKING:
+    from rankwise.sweeping import Plan
 
 
 def sweep(
@@ -52,30 +55,32 @@ def sweep(
         check_method(method, "--methods ")
     if jobs < 1:
         raise UsageError(f"--jobs {jobs}: give at least 1")
+    plan = _plan(config, grid, set_, methods=words(methods), seeds=seeds, tune_tasks=tune_tasks, tune_seeds=tune_seeds)
+    folder = out or Path("runs") / f"sweep-{config.stem}"
+    _show(_work(plan, folder, jobs), folder, json)
+
+
+def _plan(config: Path, grid: tuple[str, ...], set_: tuple[str, ...], **choices: Any) -> Plan:
+    """Lay the grid out, and check every config that a run of it will have."""
     from rankwise.config import load_config
     from rankwise.sweeping import make_plan, parse_grid
 
-    plan = make_plan(
-        config,
-        parse_grid(grid, load_config(config, set_).seed),
-        overrides=set_,
-        methods=words(methods),
-        seeds=seeds,
-        tune_tasks=tune_tasks,
-        tune_seeds=tune_seeds,
-    )
+    plan = make_plan(config, parse_grid(grid, load_config(config, set_).seed), overrides=set_, **choices)
     for cell in plan.cells():
         check_config(config, plan.overrides_of(cell))
-    folder = out or Path("runs") / f"sweep-{config.stem}"
+    return plan
+
+
+def _work(plan: Plan, folder: Path, jobs: int) -> Mapping[str, Any]:
+    """Do what is left of a plan, and show how far it is; stopped, say how to go on."""
     from rankwise.reporting.terminal import progress
     from rankwise.sweeping.work import sweep as work
 
     try:
         with progress() as watch:
-            record = work(plan, folder, jobs=jobs, watch=watch)
+            return work(plan, folder, jobs=jobs, watch=watch)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; the same command goes on in {shlex.quote(str(folder))}") from None
-    _show(record, folder, json)
 
 
 def _show(record: Mapping[str, Any], folder: Path, json: bool) -> None:

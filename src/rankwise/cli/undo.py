@@ -14,14 +14,16 @@ def undo(folder: Path, /, *, json: Json = False) -> None:
     Example: rankwise undo runs/digits-mora-seed0
 
     Args:
-        folder: The folder of a run. Events, snapshots, matrix, results and adapter go back; a task under way goes too.
+        folder: The folder of a run. Events, snapshots, matrix, results, report and adapter go back; a task under way
+            goes too.
 
     """
     check_run(folder)
     from rankwise import saved
-    from rankwise.reporting.terminal import show_results
+    from rankwise.reporting.terminal import progress, show_results
 
-    done = saved.undo(folder)
+    with progress() as watch:
+        done = saved.undo(folder, watch=watch)
     if json:
         print_json(done)
         return

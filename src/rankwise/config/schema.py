@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from rankwise.config.objective import ClassifySettings, ObjectiveSettings
 from rankwise.config.section import Section
@@ -22,6 +22,18 @@ def _device(name: str) -> str:
     if not re.fullmatch(DEVICE, name):
         raise ValueError(f"{name!r} is no device; {nearest(name, ('auto', 'cpu', 'cuda', 'cuda:N'))}")
     return name
+
+
+def _listed(names: Any) -> Any:
+    """Take one name for a list of it."""
+    return [names] if isinstance(names, str) else names
+
+
+def _distinct(names: list[str] | None) -> list[str] | None:
+    """Refuse a name given twice; put the names in one order, as theirs means nothing, and none of them as None."""
+    if names is not None and len(set(names)) < len(names):
+        raise ValueError(f"{names} gives a name twice; give each once")
+    return sorted(names) if names else None
 
 
 class ModelSettings(Section):
@@ -81,6 +93,10 @@ class TrainSettings(Section):
     """Examples a step, over all processes and micro-batches together."""
     bucket: bool = False
     """Put texts of similar length into a batch: less padding. Which rows meet then depends on their lengths."""
+    augment: Annotated[list[Literal["crop", "flip"]] | None, BeforeValidator(_listed), AfterValidator(_distinct)] = None
+    """Random views of training pictures, new in each epoch and in each rehearsal. crop: shifted by up to an eighth of
+    height and width, black coming in at the edge; flip: one in two mirrored left to right (never for digits or letters,
+    which it spoils). What is stored, scored or measured is the picture itself. Default: none."""
     lr: Positive = 1e-3
     """Peak learning rate of adapter or base. Pick it on validation data for each method before comparing."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -93,7 +109,7 @@ class TrainSettings(Section):
     """Rule for everything that no part of the method has a rule of its own for."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Momentum of sgd."""
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     """AdamW's averaging factors."""
     clip: Positive | None = None
     """Largest global gradient norm; larger gradients are scaled down to it."""

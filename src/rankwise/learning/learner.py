@@ -21,7 +21,7 @@ from rankwise.models import Backbone
 from rankwise.objectives import Objective
 from rankwise.provenance import data_of
 from rankwise.strategies import Phase, Setting, Strategy, check_together
-from rankwise.streams import Stream, Task
+from rankwise.streams import Stream, Task, refuse_texts
 
 ONE_BLOCK = "adapter"
 """Label of the block of a method that keeps one through the stream."""
@@ -49,7 +49,8 @@ class Learner(View):
         `strategies` come in config order, the method's dynamics last.
         """
         check_phases(method.phases)
-        check_base(method, config)
+        check_base(method, config.train, config.model.quantize or backbone.quantize)
+        refuse_texts(config.train.augment or (), stream)
         adapter = method.live == "adapter"
         self.growth = method.grows(config.adapter)
         setting = Setting(method.order == "stream", method.oracle, adapter, method.live != "head", self.growth)

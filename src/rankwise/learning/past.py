@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rankwise.errors import StorageError, UsageError, nearest
@@ -51,11 +51,14 @@ def restore_task_end(learner: Learner, ledger: Ledger) -> Progress:
     return Progress(**values["progress"])
 
 
-def undo(learner: Learner, ledger: Ledger, base: Mapping[str, Any]) -> dict[str, Any]:
+def undo(
+    learner: Learner, ledger: Ledger, base: Mapping[str, Any], page: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
     """Go back to the state before the last task learnt, by its snapshot; return {"undone": task, "results": ...}.
 
     Events, snapshots, matrix, results and adapter are those of a run that stopped there, bit for bit; a task under way
-    goes too. Killed on the way, the next `undo` or `resume` ends what was begun and takes nothing further back.
+    goes too. Killed on the way, the next `undo` or `resume` ends what was begun and takes nothing further back. `page`
+    writes anew what else is made of these files.
 
     Raises:
         UsageError: nothing has been learnt yet.
@@ -68,6 +71,7 @@ def undo(learner: Learner, ledger: Ledger, base: Mapping[str, Any]) -> dict[str,
     asked = ledger.undoing() or {}
     ledger.cut()
     results = finish(learner, restore_task_end(learner, ledger), ledger, base)
+    page()
     ledger.end_undo()
     return {"undone": asked["task"], "results": results}
 

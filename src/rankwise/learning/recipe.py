@@ -11,7 +11,7 @@ from torch import nn
 
 from rankwise.adapters import Branch, Gate, Identity, Init, Pair, Site, pick_sites
 from rankwise.adapters.inits import KAIMING
-from rankwise.config import AdapterSettings, Config
+from rankwise.config import AdapterSettings, TrainSettings
 from rankwise.errors import ConflictError, UsageError
 from rankwise.strategies import Phase, Strategy
 from rankwise.streams import Stream, Task, concat
@@ -110,14 +110,17 @@ def check_phases(phases: Sequence[Phase]) -> None:
         raise UsageError(f"phases take {[phase.share for phase in phases]} of a task's steps; the shares must sum to 1")
 
 
-def check_base(method: Method, config: Config) -> None:
+def check_base(method: Method, train: TrainSettings, quantize: str | None) -> None:
     """Refuse a base whose weights change where they are spread over processes or held in 4 bits, and both at once."""
-    spread, held = config.train.shard_base, config.model.quantize is not None
-    settings = {"train.shard_base": spread, f"model.quantize = {config.model.quantize!r}": held}
-    for setting in (setting for setting, on in settings.items() if on):
+    spread, held = train.shard_base, quantize is not None
+    settings = {
+        "train.shard_base": (spread, "remove it"),
+        f"model.quantize = {quantize!r}": (held, "take a base in whole weights, and remove model.quantize"),
+    }
+    for setting, remedy in ((setting, remedy) for setting, (on, remedy) in settings.items() if on):
         changes = "whose base learns" if method.live == "base" else "which edits the base" if method.edits_base else ""
         if changes:
-            raise ConflictError(f"{setting} and method {method.slug!r}, {changes}; remove {setting.partition(' ')[0]}")
+            raise ConflictError(f"{setting} and method {method.slug!r}, {changes}; {remedy}")
     if spread and held:
         raise ConflictError("train.shard_base and model.quantize: 4-bit weights cannot be spread; remove one of them")
 

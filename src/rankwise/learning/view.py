@@ -20,7 +20,7 @@ from rankwise.learning.rules import rule_of
 from rankwise.models import Backbone
 from rankwise.objectives import Objective, Outputs
 from rankwise.strategies import Copy, Phase, Strategy
-from rankwise.streams import Batch, Loader, Split, Stream, Task, concat, encoded, in_order, lengths_of
+from rankwise.streams import Batch, Loader, Split, Stream, Task, concat, encoded, in_order, lengths_of, views
 
 T = TypeVar("T")
 
@@ -155,18 +155,27 @@ class View:
             yield
         self.model.train(training)
 
-    def examples(self, rows: Tensor) -> Batch:
-        """Encode training rows given as [n, 2] (task index, position), task by task; a row may come more than once."""
+    def examples(self, rows: Tensor, drawn: tuple[str, int] | None = None) -> Batch:
+        """Encode training rows given as [n, 2] (task index, position), task by task; a row may come more than once.
+
+        `drawn`, the name of a draw and its step, lets train.augment give each row a view; None: as they are stored.
+        """
         rows = rows[rows[:, 0].argsort(stable=True)]
         distinct, back = rows.unique(dim=0, return_inverse=True)
-        parts = [self.tasks[t].train.take(distinct[distinct[:, 0] == t, 1]) for t in distinct[:, 0].unique().tolist()]
+        parts = [self._stored(t, distinct[distinct[:, 0] == t, 1], drawn) for t in distinct[:, 0].unique().tolist()]
         return encoded(concat(parts), self.backbone.encode).rows(back)
+
+    def _stored(self, index: int, places: Tensor, drawn: tuple[str, int] | None) -> Split:
+        task = self.tasks[index]
+        rows = task.train.take(places)
+        return rows if drawn is None else views(rows, self.train.augment or (), self.seed, *drawn, task.name)
 
     def loader(self, task: Task) -> Loader:
         """Return the batches of a curriculum task."""
         settings = self.config.train
         lengths = lengths_of(task.train) if settings.bucket else None
-        return Loader(task.train, self.backbone.encode, settings.batch_size, self.seed, task.name, lengths)
+        augment = settings.augment or ()
+        return Loader(task.train, self.backbone.encode, settings.batch_size, self.seed, task.name, lengths, augment)
 
     def batches(self, task: Task) -> Iterator[Batch]:
         """Yield the training rows of a task in order, on the device, in batches of the size of training."""

@@ -64,7 +64,7 @@ class Withheld:
         """Refuse: the data belong to the foreign loop."""
         self._refuse("rows; it holds its own data")
 
-    def examples(self, rows: Tensor) -> Batch:
+    def examples(self, rows: Tensor, drawn: tuple[str, int] | None = None) -> Batch:
         """Refuse: the data belong to the foreign loop."""
         self._refuse("rows; it holds its own data")
 

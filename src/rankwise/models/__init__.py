@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from rankwise.errors import UsageError, nearest
+from rankwise.config.bases import EMBEDDED, HUB, MINILM, check_name
 from rankwise.models import embedded, hub
 from rankwise.models.base import Backbone, fingerprint
 from rankwise.models.language import Answers, Language
 from rankwise.models.quantised import dequantise, quantise, quantised
 
 __all__ = ["Answers", "Backbone", "Language", "dequantise", "fingerprint", "load_backbone", "quantise", "quantised"]
-
-PREFIXES = ("embedded", "hub")
-MINILM = "minilm"
 
 
 def load_backbone(
@@ -31,22 +29,20 @@ def load_backbone(
     `pooling` is "auto", "mean", "cls" or, for text, "last"; `max_length` is in tokens and concerns text only. With
     `answers` the base keeps its language head and `max_length` is that of a prompt; without, it is an encoder. All
     parameters come from the file, in float32, in eval mode, with requires_grad False; the global random generator is
-    left as it was. With `quantize` its linear weights are then put into 4 bits. Raises UsageError for a name that
-    cannot exist and DataError, with the remedy, for files that cannot be found or used.
+    left as it was. With `quantize` its linear weights are then put into 4 bits, unless they came so. Raises UsageError
+    for a name that cannot exist and DataError, with the remedy, for files that cannot be found or used.
     """
     backbone = _loaded(name, pooling, max_length, answers, revision=revision, trust_remote_code=trust_remote_code)
-    return backbone if quantize is None else quantised(backbone, quantize)
+    return backbone if quantize in (None, backbone.quantize) else quantised(backbone, quantize)
 
 
 def _loaded(name: str, pooling: str, max_length: int, answers: Answers | None, **remote: Any) -> Backbone:
-    prefix, colon, rest = name.partition(":")
     if name == MINILM:
         return embedded.load_minilm(pooling, max_length, answers=answers)
-    if colon and prefix == "embedded":
+    if not Path(name).expanduser().is_dir():
+        check_name(name, "base ")
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix == EMBEDDED:
         return embedded.load(rest, pooling, max_length, answers=answers)
-    if colon and len(prefix) > 1 and prefix not in PREFIXES and "/" not in prefix:  # one letter is a Windows drive
-        raise UsageError(f"base {name!r}: unknown prefix {prefix!r}: {nearest(prefix, PREFIXES)}")
-    source = rest if colon and prefix == "hub" else name
-    if "/" not in source and source in embedded.WEIGHTS:
-        raise UsageError(f"base {name!r}: did you mean 'embedded:{source}'?")
+    source = rest if colon and prefix == HUB else name
     return hub.load(source, pooling, max_length, answers=answers, **remote)

@@ -6,14 +6,19 @@ tensors that were checked, JSON within limits, and a configuration whose sizes a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rankwise.errors import DataError, RankwiseError, StorageError
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+from rankwise.errors import DataError, StorageError
 from rankwise.files import check_plain, load_json
+from rankwise.models import packed
 from rankwise.tensors import declared
 
 INDEX = "model.safetensors.index.json"
@@ -29,9 +34,11 @@ LAYERS = (
     "num_decoder_layers",
 )
 SIZES = (
-    *("hidden_size", "intermediate_size", "vocab_size", "d_model", "d_ff", "d_kv", "n_embd", "n_inner", "dim"),
+    *("hidden_size", "d_model", "d_ff", "d_kv", "n_embd", "n_inner", "dim"),
     *("hidden_dim", "ffn_dim", "embedding_size", "num_attention_heads", "num_heads", "n_head", "num_channels"),
 )
+WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embedding_size")
+"""Columns of a table of words, rows of a matrix within a layer: by one name or another."""
 POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "model_max_length")
 LONGEST = 1 << 24
 """Positions that no base has: tables of them are made when it is."""
@@ -39,10 +46,18 @@ FETCHED = ("attn_implementation", "_attn_implementation", "_attn_implementation_
 PRECISIONS = (None, "auto", "float32", "float16", "bfloat16", "float64")
 
 
-class Explained(AbstractContextManager[None]):
-    """Whatever a library raises over a file becomes a DataError that names the file and the remedy.
+RAISED = (
+    *(OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, ImportError),
+    *(RuntimeError, SafetensorError, StrictDataclassError),
+)
+"""What transformers, safetensors, torch and the hub's library raise over files that are damaged or altered: most of
+them were met in tests/unbreakable. Memory that runs out is none of it."""
 
-    Libraries that read foreign files raise every kind of error over hostile ones, bare `Exception` among them.
+
+class Explained(AbstractContextManager[None]):
+    """What a library raises over a file becomes a DataError that names the file and the remedy.
+
+    That is RAISED, and `Exception` itself but none of its kinds: so `tokenizers` refuses a file.
     """
 
     def __init__(self, failure: str, remedy: str) -> None:
@@ -55,8 +70,8 @@ class Explained(AbstractContextManager[None]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Raise DataError in the place of an error that is not ours."""
-        if isinstance(error, Exception) and not isinstance(error, RankwiseError):
+        """Raise DataError in the place of a library's error."""
+        if isinstance(error, RAISED) or type(error) is Exception:
             said = " ".join(str(error).split())[:1000] or type(error).__name__
             raise DataError(f"{self.failure} ({said}); {self.remedy}") from error
 
@@ -66,23 +81,29 @@ def check_folder(folder: Path, *, trusted: bool = False) -> None:
 
     Args:
         folder: in the layout of Hugging Face; whether all is there is not asked.
-        trusted: leave the configuration alone, as the code that comes with the model reads it (trust_remote_code).
+        trusted: leave the sizes alone, as the code that comes with the model reads them (trust_remote_code).
 
     """
     try:
         for file in sorted(file for pattern in READ for file in folder.glob(pattern)):
             check_plain(file, folder)
         settings = {name: load_json(folder / name) for name in SETTINGS if (folder / name).exists()}
-        shapes = [shape for file in sorted(folder.glob("*.safetensors")) for shape in declared(file).values()]
+        files = sorted(folder.glob("*.safetensors"))
+        shapes = {name: shape for file in files for name, shape in declared(file).items()}
     except StorageError as error:
         raise DataError(str(error)) from error
     for name, values in settings.items():
         if not isinstance(values, dict):
             raise DataError(f"{folder / name}: holds a {type(values).__name__} instead of settings; get an intact copy")
     _check_index(folder, settings.get(INDEX))
-    if shapes and not trusted:
-        for table in _tables(settings.get("config.json", {})):
-            _check_config(folder / "config.json", table, shapes)
+    file, tables = folder / "config.json", list(_tables(settings.get("config.json", {})))
+    quantised = [table["quantization_config"] for table in tables if table.get("quantization_config")]
+    for each in quantised:
+        packed.check_settings(file, each)
+    if quantised:
+        shapes = packed.unpacked_shapes(folder, shapes)
+    for table in tables if shapes and not trusted else ():
+        _check_config(file, table, list(shapes.values()))
 
 
 def _check_index(folder: Path, index: Mapping[str, Any] | None) -> None:
@@ -107,21 +128,27 @@ def _tables(config: Mapping[str, Any], depth: int = 4) -> Iterator[Mapping[str, 
 
 def _check_config(file: Path, config: Mapping[str, Any], shapes: list[tuple[int, ...]]) -> None:
     largest = max((size for shape in shapes for size in shape), default=0)
+    # A size that no tensor has, as its part is not in the file or not in use: its matrix is no larger than the file.
+    width = max((config[key] for key in WIDTHS if isinstance(config.get(key), int)), default=largest)
+    unused = max(largest, sum(map(math.prod, shapes)) // max(width, 1))
     limits = {
         **dict.fromkeys(LAYERS, len(shapes)),
         **dict.fromkeys(SIZES, largest),
         **dict.fromkeys(POSITIONS, LONGEST),
+        **dict.fromkeys(("vocab_size", "intermediate_size"), unused),
     }
     for key in sorted(limits.keys() & config.keys()):
-        value = config[key]
-        sizes = value if isinstance(value, list) else [value]  # some bases have a size for each layer
-        if value is not None and not all(isinstance(size, int) and 0 <= size <= limits[key] for size in sizes):
-            raise DataError(f"{file}: {key} = {value!r} does not fit the tensors beside it; get an intact copy")
+        if not _fits(config[key], limits[key]):
+            raise DataError(f"{file}: {key} = {config[key]!r} does not fit the tensors beside it; get an intact copy")
     for key in sorted({*FETCHED} & config.keys()):
         if config[key] is not None and (not isinstance(config[key], str) or {"/", ":", "."} & {*config[key]}):
             raise DataError(f"{file}: {key} = {config[key]!r} asks for code from elsewhere; take the key out")
     for key in ("dtype", "torch_dtype"):
         if not isinstance(config.get(key), str | None) or config.get(key) not in PRECISIONS:
             raise DataError(f"{file}: {key} = {config[key]!r}; known: float32, float16, bfloat16, float64")
-    if config.get("quantization_config"):
-        raise DataError(f"{file}: the weights are quantised, which is not read; take the whole ones and model.quantize")
+
+
+def _fits(value: Any, limit: int) -> bool:
+    """Say whether a size, or one for each layer or part, is a whole number from 0 to `limit`; None: not given."""
+    held = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
+    return value is None or all(isinstance(n, int | float) and 0 <= n <= limit and n % 1 == 0 for n in held)

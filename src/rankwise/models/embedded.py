@@ -19,7 +19,7 @@ WEIGHTS = {"vit": "5a90a1d30318f5902d46f7302087cf79cca0e968c7dd850995a0a9bdbf5a8
 def load(name: str, pooling: str = "auto", max_length: int = 128, *, answers: Answers | None = None) -> Backbone:
     """Load the base `embedded:<name>`; UsageError for an unknown name, DataError where its file was altered."""
     if name not in WEIGHTS:
-        raise UsageError(f"no base is embedded under the name {name!r}: {nearest(name, WEIGHTS)}")
+        raise UsageError(f"base 'embedded:{name}': no such base; {nearest(name, WEIGHTS)}")
     file = FOLDER / name / "model.safetensors"
     if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != WEIGHTS[name]:
         raise DataError(f"{file}: missing or altered since the package was built; install rankwise again")

@@ -25,7 +25,7 @@ from transformers.models.auto import modeling_auto
 from transformers.utils import logging
 
 from rankwise.errors import DataError
-from rankwise.models import base
+from rankwise.models import base, packed
 from rankwise.models.base import Backbone, Pool
 from rankwise.models.checks import Explained, check_folder
 from rankwise.models.images import encode_images
@@ -65,6 +65,7 @@ def load(
     config = read_config(folder, trust_remote_code)
     make = _encoder if answers is None else partial(_writer, answers=answers)
     backbone = make(label or name, folder, config, pooling, max_length, trust_remote_code)
+    backbone.quantize = packed.KIND if packed.settle(backbone.module) else None
     backbone.fingerprint, backbone.folder = base.fingerprint(backbone.module), folder
     sample: Any = torch.zeros(1, 8, 8, dtype=torch.uint8) if backbone.modality == "image" else ["a"]
     # The configuration's name for the width differs from model to model: measure it.
@@ -122,6 +123,7 @@ def read_module(
     """
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     options |= {"config": config, "dtype": torch.float32, "trust_remote_code": trust_remote_code}
+    options |= {"device_map": "cpu"} if packed.is_packed(config) else {}  # else the library takes a GPU by itself
     with Explained(f"{folder}: the weights cannot be read", COPY), torch.random.fork_rng(devices=[]), _quietly():
         module, report = read(folder, **options, **extra)
     missing = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])

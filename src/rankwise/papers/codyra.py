@@ -11,19 +11,19 @@ Changed from the authors' code: its threshold, which kills entries up to 2 kappa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Generator, Tensor
 
-from rankwise.adapters import Change, Site, banks_of
+from rankwise.adapters import Change, Site
 from rankwise.adapters.gates import WEIGHT, RankWeights
-from rankwise.errors import ConflictError
+from rankwise.adapters.ranks import THRESHOLDS, rank_weights, selecting
+from rankwise.config import Count, NotNegative
 from rankwise.learning.recipe import Method
-from rankwise.strategies import Host, Setting, Strategy
+from rankwise.strategies import Counted, Host, courses, require_live
 from rankwise.streams import Task
 
 
@@ -48,11 +48,11 @@ class Importance(RankWeights):
 class CodyraSettings:
     """When and how hard importances are drawn to zero."""
 
-    kappa_max: Annotated[float, Field(ge=0)] = 5e-3
+    kappa_max: NotNegative = 5e-3
     """Largest threshold, taken off after each step. Raise it for fewer ranks; 0: none is pruned."""
-    steps: Annotated[int, Field(ge=1)] = 50
+    steps: Count = 50
     """Values the threshold takes on its way; a task with fewer steps to prune in does not reach the last."""
-    dense: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    dense: courses.Fraction = 0.5
     """Fraction of a task's steps before pruning begins."""
     course: Literal["linear", "constant"] = "linear"
     """Ablation: constant takes kappa_max from the start of pruning."""
@@ -60,84 +60,46 @@ class CodyraSettings:
     """double: the authors' code, which also zeroes what the threshold leaves below kappa."""
 
 
-class Codyra(Strategy):
+class Codyra(Counted):
     """Draws the importances of ranks to zero, drops ranks of none, and folds the rest into the base."""
 
     name = "codyra"
     Settings = CodyraSettings
     reads = frozenset({"live"})
     writes = {"live": "set"}
-    needs_adapter = True
+    remembers = ("kept",)
+    needs_growth = ("append", "its block is folded after each task; set growth = 'append'")
 
     def __init__(self, settings: CodyraSettings | None = None, seed: int = 0) -> None:
         """Start before the first step."""
-        super().__init__(settings or CodyraSettings(), seed)
-        self.done = 0  # steps of the task under way
+        super().__init__(settings, seed)
         self.kept = torch.empty(0, dtype=torch.long)  # ranks kept, one a task and site, task after task
-
-    def misfit(self, setting: Setting) -> str | None:
-        """Refuse an adapter that does not get a fresh block for each task."""
-        if setting.growth == "append":
-            return None
-        return f"adapter.growth = {setting.growth!r}: its block is folded after each task; set growth = 'append'"
 
     def begin_task(self, host: Host, task: Task) -> None:
         """Start counting; refuse ranks without importances."""
-        self.done = 0
-        if not all(WEIGHT in bank.live for _, bank in banks_of(host.model).values()):
-            raise ConflictError("dynamics 'codyra' and an adapter without rank weights: choose the method of that name")
+        super().begin_task(host, task)
+        require_live(host, self.name, {WEIGHT}, "rank weights")
 
     @torch.no_grad()
     def settle(self, host: Host, step: int) -> None:
         """Apply the threshold of this step to all importances."""
         kappa = self.kappa(self.done, host.steps(host.task))
-        shrink = THRESHOLDS[self.settings.threshold]
-        for _, bank in banks_of(host.model).values() if kappa else ():
-            bank.live[WEIGHT].copy_(shrink(bank.live[WEIGHT], kappa))
-
-    def follow(self, host: Host, step: int) -> None:
-        """Count the step."""
-        self.done += 1
+        for w in rank_weights(host.model).values() if kappa else ():
+            w.copy_(THRESHOLDS[self.settings.threshold](w, kappa))
 
     def kappa(self, i: int, total: int) -> float:
         """Return the threshold after step `i` (from 0) of `total`: kappas[index], 0 up to step dense * total."""
-        dense = int(self.settings.dense * total)
-        if i <= dense:
-            return 0.0
+        dense, stairs = int(self.settings.dense * total), self.settings.steps
         if self.settings.course == "constant":
-            return self.settings.kappa_max
-        stride = max((total - dense) // self.settings.steps, 1)
-        index = i // stride - (dense - 1) // stride  # multiples of the stride from `dense` on
-        last = self.settings.steps - 1
-        return self.settings.kappa_max * min(index, last) / max(last, 1)
+            return self.settings.kappa_max if i > dense else 0.0
+        return self.settings.kappa_max * courses.stair(i, dense, total, stairs) / max(stairs - 1, 1)
 
     def end_task(self, host: Host, task: Task) -> Sequence[Change]:
         """Drop the ranks whose importance is zero, and fold the block."""
-        left = {n: bank.live[WEIGHT].nonzero().flatten().tolist() for n, (_, bank) in banks_of(host.model).items()}
+        left = {name: w.nonzero().flatten().tolist() for name, w in rank_weights(host.model).items()}
         self.kept = torch.cat([self.kept, torch.tensor([len(index) for index in left.values()])])
-        chosen = [Change("select", site=name, index=tuple(index)) for name, index in left.items()]
-        return [*chosen, *(Change("fold", task.name, site=name) for name, index in left.items() if index)]
+        return [*selecting(left), *(Change("fold", task.name, site=name) for name, index in left.items() if index)]
 
-    def state(self) -> dict[str, Tensor]:
-        """Return where the task stands, and how many ranks earlier tasks kept."""
-        return {"done": torch.tensor(self.done), "kept": self.kept}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take it back."""
-        self.done, self.kept = int(state["done"]), state["kept"].clone()
-
-
-def soft(v: Tensor, kappa: float) -> Tensor:
-    """Return sign(v) max(|v| - kappa, 0)."""
-    return v.sign() * (v.abs() - kappa).clamp_min(0)
-
-
-def double(v: Tensor, kappa: float) -> Tensor:
-    """Return sign(v) (|v| - kappa) where |v| >= 2 kappa, v where |v| is kappa itself, and 0 elsewhere."""
-    return torch.where(v.abs() >= 2 * kappa, soft(v, kappa), torch.where(v.abs() == kappa, v, 0.0))
-
-
-THRESHOLDS = {"soft": soft, "double": double}
 
 METHOD = Method(
     slug="codyra",

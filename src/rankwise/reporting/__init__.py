@@ -1,1 +1,1 @@
-"""What people read of a run: progress, tables, plots, descriptions of methods, the demonstration."""
+"""What people read of a run: progress, tables, plots, and the page of each run."""

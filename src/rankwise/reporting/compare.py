@@ -94,11 +94,22 @@ def compare(paths: Iterable[Path], keys: Sequence[str] = KEYS, baseline: str | N
     places: dict[Any, list[Saved]] = {}
     for run in runs:
         places.setdefault(run.place, []).append(run)
-    tables = [_table(group, keys, baseline, notes) for group in places.values()]
-    labels = sorted({row["label"] for table in tables for row in table["rows"]})
+    found = [_labelled(_seeds(group, notes)) for group in places.values()]
+    _check_baseline(baseline, [label for named in found for label in named])
+    return {"tables": [_table(named, keys, baseline) for named in found], "notes": notes}
+
+
+def check_baseline(paths: Iterable[Path], baseline: str) -> None:
+    """Raise UsageError with the nearest label if the runs in `paths` make no row called `baseline`; see `compare`."""
+    runs = _whole(run_folders(paths), [])
+    places = {run.place for run in runs}
+    found = [_labelled(_seeds([run for run in runs if run.place == place], [])) for place in places]
+    _check_baseline(baseline, [label for named in found for label in named])
+
+
+def _check_baseline(baseline: str | None, labels: Sequence[str]) -> None:
     if baseline is not None and baseline not in labels:
-        raise UsageError(f"--baseline {baseline!r}: no such row; {nearest(baseline, labels)}")
-    return {"tables": tables, "notes": notes}
+        raise UsageError(f"--baseline {baseline!r}: no such row; {nearest(baseline, set(labels))}")
 
 
 def _whole(folders: Sequence[Path], notes: list[str]) -> list[Saved]:
@@ -142,16 +153,21 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _table(runs: Sequence[Saved], keys: Sequence[str], baseline: str | None, notes: list[str]) -> dict[str, Any]:
+def _seeds(runs: Sequence[Saved], notes: list[str]) -> list[dict[int, Saved]]:
+    """Put the runs that differ in the seed only together, by seed; say which repeat another."""
     groups: dict[Any, dict[int, Saved]] = {}
     for run in runs:
         seeds = groups.setdefault(run.kind, {})
         if (first := seeds.setdefault(run.results["seed"], run)) is not run:
             notes.append(f"{run.folder} is left out: it repeats {first.folder}, config and seed")
-    rows = [_row(label, group, keys) for label, group in _labelled(list(groups.values())).items()]
+    return list(groups.values())
+
+
+def _table(named: Mapping[str, Mapping[int, Saved]], keys: Sequence[str], baseline: str | None) -> dict[str, Any]:
+    rows = [_row(label, group, keys) for label, group in named.items()]
     first = next((row for row in rows if row["label"] == baseline), rows[0])
     others = [row for row in rows if row is not first]
-    found = runs[0].results
+    found = next(run.results for group in named.values() for run in group.values())
     return {
         **{key: found[key] for key in ("stream", "model", "metric")},
         "tasks": len(found["tasks"]),

@@ -349,8 +349,8 @@ def _over_time(runs: Sequence[Record], task: int) -> Points:
 
 
 def _edges(line: Line, task: int) -> tuple[float | None, float | None]:
-    """Return a task's score just after it was learnt, and at the end."""
-    return dict(line.points).get(task + 1.0), line.points[-1][1]
+    """Return a task's score just after it was learnt, and at the end; None before that."""
+    return dict(line.points).get(task + 1.0), line.points[-1][1] if line.points else None
 
 
 def _ends(lines: Sequence[Line]) -> str:

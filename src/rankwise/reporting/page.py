@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rankwise import __version__
 from rankwise.errors import RankwiseError
 from rankwise.files import write_file
 from rankwise.learning.run import Watch
@@ -22,10 +21,13 @@ from rankwise.reporting.drawing import COLOURS, STYLE
 from rankwise.reporting.figures import Figure, Rows
 from rankwise.reporting.markup import Markup, joined, tag
 from rankwise.reporting.records import Record
+from rankwise.version import __version__
 
 NAME = "report.html"
 ROOM = 600_000
 """Characters for the figures of single runs on a page that compares them."""
+UNWRITABLE = (RankwiseError, OSError, ArithmeticError, LookupError, TypeError, ValueError)
+"""What may come in a page's way: no room, no rights, or what a user's own parts report and no figure knows."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
@@ -65,8 +67,9 @@ def left_behind(folder: Path, watch: Watch, paths: Sequence[Path] = (), reading:
         return None
     try:
         return report(paths or [folder], folder / NAME, reading=reading)[0]
-    except (RankwiseError, OSError) as error:
-        watch.note(f"no report was written: {error}; the run is complete, `rankwise report {folder}` tries again")
+    except UNWRITABLE as error:
+        said = str(error) if isinstance(error, RankwiseError | OSError) else f"{type(error).__name__}: {error}"
+        watch.note(f"no report was written: {said}; the run is complete, `rankwise report {folder}` tries again")
         return None
 
 

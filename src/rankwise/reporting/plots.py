@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
-from rankwise.errors import UsageError, nearest
 from rankwise.files import write_file
 from rankwise.reporting import figures, records
 from rankwise.reporting.compare import KEYS, compare, run_folders
 from rankwise.reporting.drawing import Drawing
 from rankwise.reporting.figures import Figure
+from rankwise.reporting.formats import check_plot
 
-SUFFIXES = (".png", ".svg")
 PNG_SCALE = 3.0
 """Pixels of a PNG a unit of a drawing."""
 
@@ -27,15 +25,12 @@ def write(drawing: Drawing, path: str | Path) -> None:
 
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise UsageError(f"{path}: cannot write a plot as {path.suffix!r}; {nearest(path.suffix, SUFFIXES)}")
+    check_plot(path)
     write_file(path, drawing.file().encode() if path.suffix == ".svg" else png(drawing))
 
 
 def png(drawing: Drawing) -> bytes:
-    """Return a drawing as PNG. Raises UsageError where the extra `report` is not installed."""
-    if find_spec("vl_convert") is None:
-        raise UsageError("a PNG needs vl_convert; pip install 'rankwise[report]', or write an SVG")
+    """Return a drawing as PNG, by the extra `report`."""
     import vl_convert
 
     return vl_convert.svg_to_png(drawing.file(), scale=PNG_SCALE)

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from rankwise.adapters import Site, banks_of, read_weight
 from rankwise.adapters.edits import owner_of
 from rankwise.strategies.host import Host
-from rankwise.streams import Batch, Split
+from rankwise.streams import Batch, Split, Task
+
+
+def earlier_importance(host: Host, task: Task, examples: int) -> dict[str, float]:
+    """Return I of each site on up to `examples` rows of the task before `task`; 1 in the first task."""
+    if not task.index:
+        return dict.fromkeys(banks_of(host.model), 1.0)
+    rows = host.tasks[task.index - 1].train
+    return importance(host, rows.take(range(min(examples, len(rows)))))
 
 
 @torch.no_grad()

@@ -38,6 +38,8 @@ class Strategy:
     """True if it makes no sense when all tasks are learnt at once."""
     needs_adapter: ClassVar[bool] = False
     """True if it works on the factors of an adapter."""
+    needs_growth: ClassVar[tuple[str, str] | None] = None
+    """How blocks must come for it to work, and what to say where they come otherwise; None: in whatever way."""
     brings_batches: ClassVar[bool] = False
     """True if its terms have batches of their own, which only our own loop can take."""
     learns_old_classes: ClassVar[bool] = False
@@ -53,7 +55,9 @@ class Strategy:
 
     def misfit(self, setting: Setting) -> str | None:
         """Return why it cannot work in `setting`, and the remedy; None: it can."""
-        return None
+        if self.needs_growth is None or setting.growth == self.needs_growth[0]:
+            return None
+        return f"adapter.growth = {setting.growth!r}: {self.needs_growth[1]}"
 
     def begin_task(self, host: Host, task: Task) -> None:
         """Before the first phase of a task; the structure is that of its start."""

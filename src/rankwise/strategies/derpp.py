@@ -98,8 +98,9 @@ class Derpp(Strategy):
         """Return both rehearsal losses, once the buffer holds anything."""
         if not len(self.buffer.rows):
             return ()
-        slots = [self.buffer.draw(self.settings.batch_size, name, step) for name in ("scores", "labels")]
-        scores, labels = (host.examples(self.buffer.rows[chosen]) for chosen in slots)
+        names = ("scores", "labels")
+        slots = [self.buffer.draw(self.settings.batch_size, name, step) for name in names]
+        scores, labels = (host.examples(self.buffer.rows[s], (n, step)) for s, n in zip(slots, names, strict=True))
         seen = host.seen
 
         def to_scores(part: Batch) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
@@ -10,8 +10,9 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapters import Change, Sink
+from rankwise.adapters import Branch, Change, Sink, adapter_of, banks_of
 from rankwise.config import TrainSettings
+from rankwise.errors import ConflictError
 from rankwise.models import Backbone
 from rankwise.objectives import Objective, Outputs
 from rankwise.streams import Batch, Split, Task
@@ -161,8 +162,11 @@ class Host(Protocol):
         """Replace each tensor by its sum over processes."""
         ...
 
-    def examples(self, rows: Tensor) -> Batch:
-        """Encode training rows given as [n, 2] (task index, position in its training split)."""
+    def examples(self, rows: Tensor, drawn: tuple[str, int] | None = None) -> Batch:
+        """Encode training rows given as [n, 2] (task index, position in its training split).
+
+        `drawn`, the name of a draw and its step, lets train.augment give each row a view; None: as they are stored.
+        """
         ...
 
     def batches(self, task: Task) -> Iterable[Batch]:
@@ -189,6 +193,34 @@ class Host(Protocol):
 def weights_of(host: Host) -> dict[str, nn.Parameter]:
     """Return what learns in the model, by its name there, whatever phase it is: never the head's rows."""
     return {name: p for name, p in host.model.named_parameters() if p.requires_grad}
+
+
+def require_live(host: Host, who: str, names: Collection[str], what: str) -> None:
+    """Refuse an adapter that at some site lacks one of the live tensors `names`, which are `what` in words.
+
+    Raises:
+        ConflictError: the adapter lacks one; `who` is the name of the dynamics that ask.
+
+    """
+    if not all(set(names) <= set(bank.live) for _, bank in banks_of(host.model).values()):
+        raise ConflictError(f"dynamics {who!r} and an adapter without {what}: choose the method of that name")
+
+
+def require_branch(host: Host, who: str, kind: type[Branch]) -> None:
+    """Refuse an adapter of another branch than `kind`.
+
+    Raises:
+        ConflictError: its branch is another; `who` is the name of the dynamics that ask.
+
+    """
+    branch = adapter_of(host.model).branch
+    if not isinstance(branch, kind):
+        raise ConflictError(f"dynamics {who!r} and a {type(branch).__name__}: choose the method of that name")
+
+
+def validation_loss(host: Host, split: Split, classes: Sequence[int]) -> float:
+    """Return the mean loss on the rows of `split`, ranked among `classes`, in evaluation mode."""
+    return float(host.each(split, lambda batch: host.losses(batch, classes)).mean())
 
 
 def places_of(task: Task, batch: Batch) -> Tensor:

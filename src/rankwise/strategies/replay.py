@@ -99,8 +99,8 @@ class Replay(Strategy):
         if not len(drawn):
             return ()
         if self.settings.classes == "seen":
-            return (self._term(host, "rehearsal", drawn, host.seen, self.weight),)
-        return [self._task_term(host, drawn, task) for task in drawn[:, 0].unique().tolist()]
+            return (self._term(host, step, "rehearsal", drawn, host.seen, self.weight),)
+        return [self._task_term(host, step, drawn, task) for task in drawn[:, 0].unique().tolist()]
 
     @property
     def weight(self) -> float:
@@ -129,13 +129,13 @@ class Replay(Strategy):
         """Take the stored rows back."""
         self.buffer.rows = state["rows"].clone()
 
-    def _task_term(self, host: Host, drawn: Tensor, task: int) -> Term:
+    def _task_term(self, host: Host, step: int, drawn: Tensor, task: int) -> Term:
         own = drawn[drawn[:, 0] == task]
         weight = self.weight * len(own) / len(drawn)
-        return self._term(host, f"rehearsal.{task}", own, host.tasks[task].classes, weight)
+        return self._term(host, step, f"rehearsal.{task}", own, host.tasks[task].classes, weight)
 
-    def _term(self, host: Host, name: str, rows: Tensor, classes: Sequence[int], weight: float) -> Term:
+    def _term(self, host: Host, step: int, name: str, rows: Tensor, classes: Sequence[int], weight: float) -> Term:
         def losses(batch: Batch) -> Tensor:
             return host.rehearse(batch, classes)
 
-        return Term(name, host.examples(rows[:, :2]), losses, weight)
+        return Term(name, host.examples(rows[:, :2], ("rehearse", step)), losses, weight)

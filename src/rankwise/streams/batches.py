@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rankwise.errors import DataError
 from rankwise.seeds import generator
+from rankwise.streams.augment import views
 from rankwise.streams.base import Split
 
 Encode = Callable[[Sequence[Any] | Tensor], dict[str, Tensor]]
@@ -60,6 +61,8 @@ class Loader:
     name: str
     lengths: Tensor | None = None
     """[N] length of each row; where given, rows of similar length come together. See `lengths_of`."""
+    augment: Sequence[str] = ()
+    """Operations that give each row another view in each epoch. See `augment.views`."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -78,7 +81,8 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """Return batch `step`, counted over all epochs."""
-        return encoded(self.split.take(self.positions(step)), self.encode)
+        rows, epoch = self.split.take(self.positions(step)), step // self.steps_per_epoch
+        return encoded(views(rows, self.augment, self.seed, self.name, epoch), self.encode)
 
     def stream(self, start: int, stop: int, workers: int) -> Iterator[Batch]:
         """Yield batches start .. stop - 1, prepared ahead by `workers` threads if there are any."""

@@ -19,6 +19,7 @@ from rankwise.errors import NonFiniteError, RankwiseError
 from rankwise.files import load_json, remove
 from rankwise.learning.ledger import Ledger
 from rankwise.learning.run import Watch
+from rankwise.reporting import page
 from rankwise.storage import sweep as clean
 from rankwise.sweeping.plan import TUNING, Cell, Plan
 from rankwise.sweeping.record import LARGEST, SCORE, Record
@@ -67,6 +68,9 @@ def sweep(plan: Plan, folder: Path, *, jobs: int = 1, watch: Watch | None = None
         chosen = {method: (record.choice(method) or {})["values"] for method in plan.methods}
         finals = [cell for m, values in chosen.items() if values is not None for cell in plan.final(m, values)]
         _learn_all(finals, record, folder, jobs, watch)
+        for run in (folder / cell.folder for cell in finals):
+            if (run / "results.json").is_file() and not (run / page.NAME).is_file():  # killed, or no room, just before
+                page.left_behind(run, watch)
         return load_json(record.path, LARGEST)
 
 

@@ -10,13 +10,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rankwise.adapters import banks_of, using
 from rankwise.papers.brainstacks.outcomes import discover, targets
+from rankwise.papers.brainstacks.rounds import ROUND
 from rankwise.papers.brainstacks.router import Fitting, MetaRouter, fit, states_read
 from rankwise.papers.brainstacks.settings import StackSettings
 from rankwise.strategies import Host
 from rankwise.streams import Batch, Split
-
-ROUND = "#"
-"""Stands in a stack's label between its domain (the task's name) and the number of its round."""
 
 
 def stacks(host: Host) -> dict[str, int]:

@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rankwise.config import Count, NotNegative, Positive
-
-Share = Annotated[float, Field(ge=0, le=1)]
+from rankwise.strategies.courses import Share
 
 
 @dataclass(frozen=True)

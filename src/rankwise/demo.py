@@ -81,7 +81,6 @@ def demo(folder: Path, seed: int = 0, size: Size = FULL, watch: Watch | None = N
     for i, label in enumerate(RUNS):
         watch.note(f"run {i + 1}/{len(RUNS)}: {label}")
         done = _learnt(config_of(label, seed, size), folder / label, watch)
-        left_behind(done.path, watch)
         runs[label] = {"path": str(done.path), "results": done.results}
     results = {label: run["results"] for label, run in runs.items()}
     seconds = round(time.monotonic() - start, 1)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rankwise import demo as demonstration
 from rankwise.config import parse
 from rankwise.config.schema import Config
-from rankwise.reporting import demo as demonstration
-from rankwise.reporting.demo import FAST, FULL, RUNS, Size, config_of, demo, reading, show_demo
+from rankwise.demo import FAST, FULL, RUNS, Size, config_of, demo, reading, show_demo
 
 TINY = Size(steps=1, lr=1e-3, validation=10, limit=10)
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import pytest
 
 from rankwise.config import Section, StreamSettings, TaskSettings
+from rankwise.describe import as_toml, choices, comment, describe, entries, field_docs, table_doc
 from rankwise.errors import UsageError
-from rankwise.reporting.describe import as_toml, choices, comment, describe, entries, field_docs, table_doc
 
 
 @dataclass(frozen=True)

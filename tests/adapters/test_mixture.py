@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from rankwise.adapters.mixture import Mixture, pruned, top_softmax
+from rankwise.config import parse_record
+from rankwise.errors import UsageError
 
 SCORES = torch.tensor([[0.5, -0.1, 0.4, 0.3], [0.0, 0.9, 0.1, -0.4]])
 
@@ -37,5 +39,5 @@ def test_blocks_are_mixed_by_the_sums_of_their_scores():
 
 @pytest.mark.parametrize("wrong", [{"top_k": 0}, {"temperature": 0.0}])
 def test_settings_outside_their_range_are_refused(wrong):
-    with pytest.raises(ValueError, match="top_k"):
-        Mixture(**wrong)
+    with pytest.raises(UsageError, match=f"gate.{next(iter(wrong))} = 0"):
+        parse_record(Mixture, wrong, "gate")

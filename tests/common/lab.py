@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from stopping import Stop, Stopping
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, ViTConfig, ViTModel
@@ -25,22 +26,6 @@ from rankwise.streams import Task
 
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 WORDS = ["[UNK]", "[PAD]", "sun", "rain", "snow", "wind", "red", "blue", "green", "black", "a", "day", "of"]
-
-
-class Stop(Exception):
-    """Raised by `Stopping`."""
-
-
-class Stopping(Watch):
-    """Raises an error after the n-th step it sees."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def stepped(self, done: int, loss: float) -> None:
-        self.steps -= 1
-        if self.steps == 0:
-            raise Stop
 
 
 class Lab:

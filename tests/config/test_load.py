@@ -88,7 +88,7 @@ def test_a_gate_is_checked_like_a_table():
         ({"topk": 3}, "did you mean 'top_k'"),
         ({"top_k": "3"}, "gate.top_k = '3'"),
         ({"scores": "sined"}, "gate.scores"),
-        ({"temperature": 0}, "temperature above 0"),
+        ({"temperature": 0}, "gate.temperature = 0: input should be greater than 0"),
     ]:
         with pytest.raises(UsageError, match=said):
             parse_record(SelfActivated, values, "gate")

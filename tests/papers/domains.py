@@ -7,30 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import load_file
+from stopping import Stop, Stopping
 from torch import Tensor
 
 from rankwise.claims.toys.domains import ORDER, base, learn, learner, stream, task
 from rankwise.learning.learner import Learner
 from rankwise.learning.ledger import Ledger
-from rankwise.learning.run import Progress, Watch
+from rankwise.learning.run import Progress
 
 __all__ = ["ORDER", "Stop", "Stopping", "base", "in_sittings", "learn", "learner", "stream", "task", "task_ends"]
-
-
-class Stop(Exception):
-    """Raised by `Stopping`."""
-
-
-class Stopping(Watch):
-    """Raises `Stop` after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def stepped(self, done: int, loss: float) -> None:
-        self.steps -= 1
-        if not self.steps:
-            raise Stop
 
 
 def in_sittings(make: Callable[[], Learner], out: Path, steps: int) -> tuple[Progress, int]:

@@ -26,6 +26,8 @@ from products import (
 from rankwise.adapters import banks_of
 from rankwise.adapters.paired import Alternation, PairedRule, closed_form, realigned
 from rankwise.claims.altlora import CLAIMS, alternate, bent_product, relative
+from rankwise.config import parse_record
+from rankwise.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -174,5 +176,5 @@ def test_the_rule_takes_the_schedules_learning_rate(digits, monkeypatch):
 
 
 def test_settings_outside_their_range_are_refused():
-    with pytest.raises(ValueError, match="period"):
-        Alternation(period=0)
+    with pytest.raises(UsageError, match="period = 0"):
+        parse_record(Alternation, {"period": 0}, "adapter.dynamics")

@@ -11,6 +11,8 @@ from torch import Tensor
 from rankwise import papers
 from rankwise.adapters.paired import closed_form
 from rankwise.claims.altlora import alternate, bent_product, relative
+from rankwise.config import parse_record
+from rankwise.errors import UsageError
 from rankwise.papers.altlora_plus import Plus
 
 
@@ -18,8 +20,8 @@ def test_it_is_the_alternating_rule_with_a_second_moment():
     plus, plain = papers.method("altlora-plus").dynamics, papers.method("altlora").dynamics
     assert plus is not None and plain is not None
     assert plus.Settings().second_moment and not plain.Settings().second_moment
-    with pytest.raises(ValueError, match="period"):
-        Plus(period=0)
+    with pytest.raises(UsageError, match="period = 0"):
+        parse_record(Plus, {"period": 0}, "adapter.dynamics")
 
 
 def test_three_steps_by_hand():

@@ -62,7 +62,7 @@ def test_one_group_is_a_plain_lora():
         ((7, 12), 4, {}, "7 inputs and 12 outputs"),
         ((12, 7), 4, {}, "12 inputs and 7 outputs"),
         ((12, 12), 3, {}, "adapter.rank = 3 is no multiple"),
-        ((12, 12), 4, {"groups": 0}, "at least 1"),
+        ((12, 12), 4, {"groups": 0}, "groups = 0"),
     ],
 )
 def test_what_does_not_divide_is_refused(size, rank, form, match):

@@ -45,8 +45,7 @@ SAID: dict[str, Callable[[], object]] = {
     "phases take [0.5] of a task's steps; the shares must sum to 1": lambda: check_phases([Phase("half", 0.5)]),
     "level = 95; give a share between 0 and 1, e.g. 0.95": lambda: bootstrap_interval([1.0, 2.0], 95),
     "mean_interval: level = 0; give a share between 0 and 1, e.g. 0.95": lambda: mean_interval([1.0, 2.0], 0),
-    "adapter.form.eta = 0.0: must be above 0": config_of("allora", form={"eta": 0.0}),
-    "ratio must be above 0": config_of("lora-plus", dynamics={"ratio": 0.0}),
+    "initial + final must stay below 1": config_of("adalora", dynamics={"initial": 0.6, "final": 0.5}),
     "a.pdf: cannot write a plot as '.pdf'; did you mean '.png'? (known: .png, .svg)": lambda: check_plot(Path("a.pdf")),
     "--grid 'train.lr=logg(1, 2, 3)': 'logg' is no range; did you mean 'log'?": lambda: parse_grid(
         ["train.lr=logg(1, 2, 3)"], 0

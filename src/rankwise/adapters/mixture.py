@@ -12,6 +12,7 @@ from torch import Tensor
 from rankwise.adapters.bank import Blocks
 from rankwise.adapters.context import Context
 from rankwise.adapters.sites import Site
+from rankwise.config import Count, Positive
 
 
 def top_softmax(scores: Tensor, k: int, temperature: float = 1.0) -> Tensor:
@@ -33,9 +34,9 @@ class Mixture:
     nothing is normalised again. The paper of the texts below is arXiv 2506.21035.
     """
 
-    top_k: int = 8
+    top_k: Count = 8
     """k, atoms that may act on a token (at least 2: one logit has no gradient). Paper: 16 (CLIP), 8 (language)."""
-    temperature: float = 0.02
+    temperature: Positive = 0.02
     """tau of the softmax. Lower: nearer to one atom a token; too low starves atoms. Paper: 0.01 and 0.03."""
     threshold: float = 0.0
     """delta: atoms scoring below it are pruned at inference. Raise it to keep the base on foreign inputs. Paper: 0.2,
@@ -53,11 +54,6 @@ class Mixture:
     """Ablation: absolute lets a strongly negative response act."""
     level: Literal["atom", "block"] = "atom"
     """Ablation: block gates and prunes the atoms of a task together by the sum of their scores, top_k / rank blocks."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings outside their range."""
-        if self.top_k < 1 or self.temperature <= 0:
-            raise ValueError("top_k must be at least 1 and temperature above 0")
 
     def mix(self, s: Tensor, sizes: tuple[int, ...], *, prune: bool) -> Tensor:
         """Return w [..., R] for scores s [..., R]; with level = block each atom has the weight of its whole block."""

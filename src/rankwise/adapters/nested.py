@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from rankwise.adapters.bank import Blocks, Spec
@@ -16,6 +17,7 @@ from rankwise.adapters.growth import Change
 from rankwise.adapters.model import banks_of
 from rankwise.adapters.ranks import selecting
 from rankwise.adapters.sites import Site
+from rankwise.config import Count
 
 PREFIX = "prefix"
 """Name of the draw: how many ranks act, [] int64."""
@@ -59,11 +61,11 @@ def alpha(scale: float, rank: int) -> float:
 class Drawing:
     """The law by which the length b of a prefix is drawn."""
 
-    smallest: int = 1
+    smallest: Count = 1
     """Smallest prefix that is drawn; the largest is the block."""
     law: Literal["uniform", "geometric"] = "uniform"
     """How prefixes are drawn; geometric favours small ones."""
-    success: float = 0.15
+    success: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Parameter of the geometric law."""
 
     def length(self, u: float, ranks: int) -> int:

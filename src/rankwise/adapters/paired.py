@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rankwise.config import Count, Fraction, NotNegative
+
 LEAST = 1e-20  # what a relative ridge is taken of at least: the Gram matrix of a factor of zeros stays invertible
 
 
@@ -116,31 +118,26 @@ class Factors:
 class Alternation:
     """The settings of `PairedRule`."""
 
-    beta1: float = 0.9
+    beta1: Fraction = 0.9
     """Averaging factor of the first moment; 0 uses each gradient alone."""
-    beta2: float = 0.999
+    beta2: Fraction = 0.999
     """Averaging factor of the second moment."""
     second_moment: bool = False
     """Divide by the root of an elementwise second moment of the preconditioned gradient: AltLoRA+."""
-    eps: float = 1e-4
+    eps: NotNegative = 1e-4
     """Added to that root."""
-    ridge: float = 1e-6
+    ridge: NotNegative = 1e-6
     """Added to the diagonal of the Gram matrices. Larger damps the step while the partner is small."""
     relative_ridge: bool = False
     """Count the ridge in units of the mean of the diagonal, for factors that are tiny throughout."""
     first: Literal["B", "A", "both"] = "B"
     """Factor that moves first; B, as A's gradient is zero while B is. both: no turns, each moves in every step."""
-    period: int = 1
+    period: Count = 1
     """Steps before the other factor's turn."""
     realign: bool = True
     """Express the first moment in the partner's new basis before it is used. Ablation: keep it as it is."""
     bias_correction: bool = True
     """Divide the moments by 1 - beta^n, n counting a factor's own steps."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings outside their range."""
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.ridge >= 0 and self.period >= 1):
-            raise ValueError("beta1 and beta2 lie in [0, 1), ridge is not negative, period is at least 1")
 
 
 class PairedRule(torch.optim.Optimizer):

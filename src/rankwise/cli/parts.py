@@ -10,7 +10,7 @@ from typing import Any
 
 from rankwise.config import Config, StreamSettings, TaskSettings, parse_record
 from rankwise.config.bases import ALIKE, check_name
-from rankwise.config.outline import Found, attribute, find, follow, outline, refusal, source
+from rankwise.config.outline import Found, attribute, find, follow, outline, source
 from rankwise.errors import UsageError, closest, nearest
 from rankwise.papers import own, slugs
 
@@ -87,7 +87,7 @@ def _check_adapter(config: Config, where: str) -> None:
     slug, adapter = config.method, config.adapter
     for seam, values in (("gate", adapter.gate), ("form", adapter.form)):
         if values and (part := part_of(slug, seam)) is not None:
-            _check_values(part, values, f"{where}: adapter.{seam} of method {slug!r}")
+            parse_record(outline(part, besides="Branch"), values, f"{where}: adapter.{seam} of method {slug!r}")
     if adapter.dynamics:
         kind = {"kind": slug} if part_of(slug, "dynamics") else {}
         _check_part({**kind, **adapter.dynamics}, f"{where}: adapter.dynamics")
@@ -105,14 +105,7 @@ def _check_part(entry: Mapping[str, Any], where: str) -> None:
         raise UsageError(f"{where}.kind = {kind!r} does not exist; {nearest(str(kind), kinds())}")
     settings = attribute(kinds()[kind], "Settings")
     if settings is not None:
-        _check_values(settings, {key: value for key, value in entry.items() if key != "kind"}, where)
-
-
-def _check_values(settings: Found, values: Mapping[str, Any], where: str) -> None:
-    """Refuse keys and values that the class `settings` does not take, by its fields and by its own checks."""
-    parse_record(outline(settings, besides="Branch"), values, where)
-    if (reason := refusal(settings, values)) is not None:
-        raise UsageError(f"{where}: {reason}")
+        parse_record(outline(settings), {key: value for key, value in entry.items() if key != "kind"}, where)
 
 
 def _foreign(slug: object) -> bool:

@@ -3,32 +3,22 @@ loads.
 
 A settings class is a frozen dataclass. Its fields are read where their types are plain: numbers, text, Literal,
 Annotated[..., Field(...)], lists and tuples of these, and names for these. A field of any other type takes any value
-here and is checked when the class itself is made. Of a class's `__post_init__`, refusals that compare fields with
-numbers and each other are read too. Nothing that is read is executed.
+here and is checked when the class itself is made. Nothing that is read is executed.
 """
 
 from __future__ import annotations
 
 import ast
-import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import field, make_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, Union
+from typing import Annotated, Any, Literal, NamedTuple, Union
 
 from pydantic import Field
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PLAIN: dict[str, Any] = {"float": float, "int": int, "bool": bool, "str": str}
-
-
-UNKNOWN = object()
-"""What an expression is worth that uses something not given, or not read here."""
-RELATIONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
-    **{ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge},
-    **{ast.Eq: operator.eq, ast.NotEq: operator.ne},
-}
 
 
 class Found(NamedTuple):
@@ -97,64 +87,6 @@ def outline(owner: Found, besides: str = "") -> type:
         found |= {key: kind_of(module, written) for key, written in _annotated(node)}
     name = owner.node.name if isinstance(owner.node, ast.ClassDef) else "Settings"
     return make_dataclass(name, [(key, kind, field(default=None)) for key, kind in found.items()], frozen=True)
-
-
-def refusal(owner: Found, values: Mapping[str, Any]) -> str | None:
-    """Return why the `__post_init__` of the class `owner` refuses `values`, by type checked already; None: not known.
-
-    Only `if` statements that do nothing but raise are read, and only what holds whatever the fields not given are.
-    """
-    bodies = (item.body for _, node in _line(owner) for item in node.body if _is_named(item, "__post_init__"))
-    for statement in next(bodies, []):
-        match statement:
-            case ast.If(test=test, body=[ast.Raise(exc=ast.Call(args=[said]))]) if _worth(test, values) is True:
-                parts = said.values if isinstance(said, ast.JoinedStr) else [said]
-                return "".join(_shown(part, values) for part in parts)
-    return None
-
-
-def _is_named(item: ast.stmt, name: str) -> TypeGuard[ast.FunctionDef]:
-    return isinstance(item, ast.FunctionDef) and item.name == name
-
-
-def _shown(part: ast.expr, values: Mapping[str, Any]) -> str:
-    """Return a piece of a message, formatted text or not."""
-    return str(_worth(part.value if isinstance(part, ast.FormattedValue) else part, values))
-
-
-def _worth(node: ast.expr, values: Mapping[str, Any]) -> Any:
-    """Return what an expression over fields (`self.<field>`) and numbers is worth, UNKNOWN where it is not known."""
-    match node:
-        case ast.Constant(value=value):
-            return value
-        case ast.Attribute(value=ast.Name(id="self"), attr=name):
-            value = values.get(name, UNKNOWN)
-            return value if isinstance(value, int | float) else UNKNOWN
-        case ast.UnaryOp(op=ast.Not(), operand=inner):
-            value = _worth(inner, values)
-            return UNKNOWN if value is UNKNOWN else not value
-        case ast.BinOp(left=left, op=ast.Add(), right=right):
-            pair = _worth(left, values), _worth(right, values)
-            return UNKNOWN if any(term is UNKNOWN for term in pair) else pair[0] + pair[1]
-        case ast.BoolOp(op=op, values=parts):
-            return _decided([_worth(part, values) for part in parts], by=isinstance(op, ast.Or))
-        case ast.Compare(left=left, ops=ops, comparators=others):
-            terms = [_worth(term, values) for term in (left, *others)]
-            pairs = zip(ops, terms, terms[1:], strict=False)
-            return _decided([_related(relation, a, b) for relation, a, b in pairs], by=False)
-    return UNKNOWN
-
-
-def _related(relation: ast.cmpop, a: Any, b: Any) -> Any:
-    known = type(relation) in RELATIONS and a is not UNKNOWN and b is not UNKNOWN
-    return RELATIONS[type(relation)](a, b) if known else UNKNOWN
-
-
-def _decided(found: list[Any], *, by: bool) -> Any:
-    """Return any of `found` if it is `by` (True: or, False: and), else UNKNOWN if one is, else the other word."""
-    if any(value is not UNKNOWN and bool(value) is by for value in found):
-        return by
-    return UNKNOWN if any(value is UNKNOWN for value in found) else not by
 
 
 def kind_of(module: str, node: ast.expr) -> Any:

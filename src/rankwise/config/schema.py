@@ -7,14 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from rankwise.config.numbers import Count, Fraction, NotNegative, Positive
 from rankwise.config.objective import ClassifySettings, ObjectiveSettings
 from rankwise.config.section import Section
 from rankwise.config.stream import StreamSettings
 from rankwise.errors import nearest
 
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 DEVICE = r"auto|cpu|cuda(:\d{1,3})?"
 
 
@@ -67,7 +65,7 @@ class AdapterSettings(Section):
     """Names taken out of `sites` again."""
     scale: Positive = 1.0
     """Factor on the update (LoRA's alpha / rank)."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Fraction = 0.0
     """Probability of dropping an input feature on the way into the adapter, in training."""
     init: str | None = None
     """Start of the factors: kaiming, gaussian, orthogonal, or a method that brings a start. Default: the method's."""
@@ -101,15 +99,15 @@ class TrainSettings(Section):
     """Peak learning rate of adapter or base. Pick it on validation data for each method before comparing."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate over a task; cosine and linear end at 0."""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup: Fraction = 0.0
     """Fraction of a task's steps in which the learning rate rises from 0."""
     weight_decay: NotNegative = 0.0
     """Decoupled weight decay (AdamW)."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Rule for everything that no part of the method has a rule of its own for."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Fraction = 0.0
     """Momentum of sgd."""
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     """AdamW's averaging factors."""
     clip: Positive | None = None
     """Largest global gradient norm; larger gradients are scaled down to it."""

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rankwise.config.numbers import Count, Fraction
 from rankwise.config.section import Section
 from rankwise.errors import nearest
 
 Kind = Literal["class-incremental", "task-incremental", "domain-incremental", "cross-domain", "instruction"]
 Order = Literal["seed", "given"]
 Columns = str | Annotated[list[str], Field(min_length=2, max_length=2)]
-Count = Annotated[int, Field(ge=1)]
 Angle = Annotated[float, Field(ge=-360, le=360)]
 
 BUILT_IN: tuple[str, ...] = ("digits",)
@@ -93,7 +93,7 @@ class StreamSettings(Section):
     """Angles in degrees, counter-clockwise, one task an angle (domain-incremental, images only)."""
     tasks: Annotated[list[TaskSettings], Field(min_length=1)] | None = None
     """Data sets that are tasks, in order."""
-    validation: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = 0.2
+    validation: Annotated[int, Field(ge=0)] | Fraction = 0.2
     """Rows set aside from training, stratified by class: a fraction, or a count for each task; 0 for none. Test rows
     never pick anything, so without validation nothing is picked."""
     train_limit: Count | None = None

@@ -21,7 +21,7 @@ from torch import Tensor
 from rankwise.adapters import Init
 from rankwise.adapters.ranks import lowest, rank_weights, silence
 from rankwise.adapters.svd import TRIPLE, Strengths, factors, skewness
-from rankwise.config import Count, NotNegative
+from rankwise.config import Count, Fraction, NotNegative, Portion
 from rankwise.learning.recipe import Method
 from rankwise.strategies import Counted, Host, Sensitivity, Term, courses, require_live
 from rankwise.streams import Task
@@ -31,17 +31,17 @@ from rankwise.streams import Task
 class AdaloraSettings:
     """The budget and its course, and what scores a rank."""
 
-    target: courses.Portion = 2 / 3
+    target: Portion = 2 / 3
     """Share of all ranks that is left in the end (12 -> 8 on average). Lower: fewer ranks."""
-    initial: courses.Fraction = 0.1
+    initial: Fraction = 0.1
     """t_i / T: fraction of a task's steps with all ranks."""
-    final: courses.Fraction = 0.3
+    final: Fraction = 0.3
     """t_f / T: fraction of a task's steps, its last, in which the choice stays as it is."""
     every: Count = 1
     """Steps between two choices."""
-    beta1: courses.Fraction = 0.85
+    beta1: Fraction = 0.85
     """b1, of the running mean of importance."""
-    beta2: courses.Fraction = 0.85
+    beta2: Fraction = 0.85
     """b2, of the running mean of its spread."""
     gamma: NotNegative = 0.5
     """Weight of the orthogonality of P and Q. Paper: 0.1."""

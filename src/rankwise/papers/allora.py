@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from rankwise.adapters import Blocks, Context, Pair, Site
 from rankwise.adapters.sites import ALGEBRAS
+from rankwise.config import Positive
 from rankwise.errors import UsageError
 from rankwise.learning.recipe import Method
 
@@ -63,18 +64,16 @@ class RowPaced(Pair):
     A row at zero learns eta times faster, one that has grown more slowly. There is no scale (alpha / r).
     """
 
-    eta: float = 2.0
+    eta: Positive = 2.0
     """Largest acceleration of a row; 1 accelerates none. Paper: eta^2 in 1, 2, 4."""
     factor: Literal["row", "output", "scaled"] = "row"
     """row: c from the rows of B A. Ablations: output, from |B A x| of each token; scaled, that as a factor on the
     output itself, with its natural gradient (no matrix equals it then)."""
 
     def __post_init__(self) -> None:
-        """Refuse a scale, and an eta that is not positive."""
+        """Refuse a scale."""
         if self.scale != 1:
             raise UsageError(f"adapter.scale = {self.scale}: this method has none; set adapter.form.eta instead")
-        if self.eta <= 0:
-            raise UsageError(f"adapter.form.eta = {self.eta}: must be above 0")
 
     @property
     def linear(self) -> bool:

@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 from rankwise.adapters import Change, Site
 from rankwise.adapters.gates import WEIGHT, RankWeights
 from rankwise.adapters.ranks import THRESHOLDS, rank_weights, selecting
-from rankwise.config import Count, NotNegative
+from rankwise.config import Count, Fraction, NotNegative
 from rankwise.learning.recipe import Method
 from rankwise.strategies import Counted, Host, courses, require_live
 from rankwise.streams import Task
@@ -52,7 +52,7 @@ class CodyraSettings:
     """Largest threshold, taken off after each step. Raise it for fewer ranks; 0: none is pruned."""
     steps: Count = 50
     """Values the threshold takes on its way; a task with fewer steps to prune in does not reach the last."""
-    dense: courses.Fraction = 0.5
+    dense: Fraction = 0.5
     """Fraction of a task's steps before pruning begins."""
     course: Literal["linear", "constant"] = "linear"
     """Ablation: constant takes kappa_max from the start of pruning."""

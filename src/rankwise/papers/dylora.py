@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from rankwise.adapters import Change, adapter_of, nested
@@ -37,16 +38,11 @@ class Settings(nested.Drawing):
     strict: bool = True
     """Put ranks outside of that back after the optimiser, whose momentum and weight decay move them too. The released
     code does not."""
-    keep: int = 0
+    keep: Annotated[int, Field(ge=0)] = 0
     """Ranks that stay after the last task; 0: all of them."""
     tolerance: float | None = None
     """After the last task, keep the smallest prefix whose mean loss on its validation rows is at most (1 + tolerance)
     times that of the best; without such rows all of them stay."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings outside their range."""
-        if self.smallest < 1 or not 0 < self.success < 1 or self.keep < 0:
-            raise ValueError("smallest must be at least 1, success between 0 and 1, keep not negative")
 
 
 class NestedRanks(Strategy):

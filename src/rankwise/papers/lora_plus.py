@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from rankwise.adapters import banks_of
+from rankwise.config import Positive
 from rankwise.errors import ConflictError
 from rankwise.learning.recipe import Method
 from rankwise.strategies import Host, Strategy
@@ -26,13 +27,8 @@ from rankwise.strategies import Host, Strategy
 class Settings:
     """`[adapter.dynamics] kind = "lora-plus"`."""
 
-    ratio: float = 16.0
+    ratio: Positive = 16.0
     """lr of the up factors (B) over train.lr, which the others have. Paper: 16, with a lower train.lr."""
-
-    def __post_init__(self) -> None:
-        """Refuse a ratio that is not positive."""
-        if self.ratio <= 0:
-            raise ValueError("ratio must be above 0")
 
 
 class LoraPlus(Strategy):

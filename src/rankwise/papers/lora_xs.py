@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Generator, Tensor
 
 from rankwise.adapters import Blocks, Context, Init, Site, Spec, Weight
 from rankwise.adapters.bank import BLOCK
 from rankwise.adapters.spectrum import truncated
+from rankwise.config import NotNegative
 from rankwise.learning.recipe import Method
 
 
@@ -32,7 +32,7 @@ class Core:
     """
 
     linear: ClassVar[bool] = True
-    sigma: Annotated[float, Field(ge=0)] = 1e-5
+    sigma: NotNegative = 1e-5
     """Standard deviation of R at the start; 0 starts at the base to the bit."""
 
     def specs(self, site: Site) -> Mapping[str, Spec]:

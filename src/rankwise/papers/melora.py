@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 from rankwise.adapters import Blocks, Branch, Context, Site, Spec, Weight
 from rankwise.adapters.inits import kaiming
 from rankwise.adapters.sites import ALGEBRAS
+from rankwise.config import Count
 from rankwise.errors import UsageError
 from rankwise.learning.recipe import Method
 
@@ -33,14 +34,12 @@ class BlockDiagonal(Branch):
     """
 
     thin: ClassVar[bool] = True
-    groups: int = 2
+    groups: Count = 2
     """E, mini LoRAs; must divide the rank and both sizes of every site."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no number of mini LoRAs, and a start of whole factors."""
+        """Refuse a start of whole factors."""
         self.refuse_init()
-        if self.groups < 1:
-            raise UsageError(f"adapter.form.groups = {self.groups}: must be at least 1")
 
     def specs(self, site: Site) -> Mapping[str, Spec]:
         """Return both factors, without the zeros between the blocks."""

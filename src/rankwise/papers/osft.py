@@ -20,9 +20,9 @@ from rankwise.adapters import Change, Init, banks_of
 from rankwise.adapters.gates import RankWeights
 from rankwise.adapters.inits import kaiming, zero_up
 from rankwise.adapters.split import Split, strong_parts, weakest
-from rankwise.config import Count
+from rankwise.config import Count, Share
 from rankwise.learning.recipe import Method
-from rankwise.strategies import Confined, Confinement, Host, Phase, courses, require_branch
+from rankwise.strategies import Confined, Confinement, Host, Phase, require_branch
 from rankwise.strategies.alignment import earlier_importance
 from rankwise.streams import Task
 
@@ -35,13 +35,13 @@ class OsftSettings:
     """fixed: `frozen_ratio`; schedule: `frozen_step` times the number of tasks before; importance: min_ratio + I
     (max_ratio - min_ratio), I from the previous task's data (1 in the first task). The paper's text has the last, its
     released runs the second, its authors' library the first."""
-    frozen_ratio: courses.Share = 0.75
+    frozen_ratio: Share = 0.75
     """frozen = fixed: share of the min(in, out) directions that are frozen. Raise it to forget less and learn less."""
-    frozen_step: courses.Share | None = None
+    frozen_step: Share | None = None
     """frozen = schedule: what each task adds to the share. Paper's long run: 0.07. Default: 1 / tasks."""
-    min_ratio: courses.Share = 0.1
+    min_ratio: Share = 0.1
     """Share frozen in a layer of no importance (the paper's mrr)."""
-    max_ratio: courses.Share = 0.8
+    max_ratio: Share = 0.8
     """Share frozen in a layer of average importance (the paper's trr)."""
     examples: Count = 128
     """Rows of the previous task that importance is measured on."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapters import Change, banks_of
-from rankwise.config import Count
+from rankwise.config import Count, Fraction, Share
 from rankwise.learning.recipe import Method
 from rankwise.seeds import generator
 from rankwise.strategies import Counted, Host, Setting, courses
@@ -31,11 +31,11 @@ class ReloraSettings:
 
     cycles: Count = 3
     """Blocks a task, one after another. Paper: one for each 1000 to 5000 steps."""
-    warmup: courses.Fraction = 0.1
+    warmup: Fraction = 0.1
     """Fraction of a cycle in which the learning rate rises again, in all cycles of a task but the first."""
     moments: Literal["reset", "random", "magnitude"] = "magnitude"
     """What becomes of the rule's moments: all zero, zero but for a random share, zero but for the largest."""
-    pruned: courses.Share = 0.999
+    pruned: Share = 0.999
     """random, magnitude: share of each moment's entries that is set to zero."""
 
 

@@ -2,17 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
-Share = Annotated[float, Field(ge=0, le=1)]
-"""A part of something, from nothing to all of it."""
-Portion = Annotated[float, Field(gt=0, le=1)]
-"""A part of something, up to all of it and never nothing."""
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-"""A part of something, from nothing on and never all of it."""
-
 
 def stretch(total: int, initial: float, final: float) -> tuple[int, int]:
     """Return the steps between which something changes: after a share `initial` of `total`, before a share `final`.

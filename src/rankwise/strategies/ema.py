@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from rankwise.adapters import Change
+from rankwise.config import Share
 from rankwise.strategies.base import Setting, Strategy
 from rankwise.strategies.host import Copy, Host
 from rankwise.streams import Task
@@ -32,7 +31,7 @@ def interpolate(slow: Mapping[str, Tensor], fast: Mapping[str, Tensor], keep: fl
 class EmaSettings:
     """`[[strategy]] kind = "ema"`: answer with a moving average."""
 
-    decay: Annotated[float, Field(ge=0, le=1)] = 0.99
+    decay: Share = 0.99
     """lambda, factor on the slow copy a step. It looks back 1 / (1 - lambda) steps, which should be the steps of a task
     or more; 0 follows at once, 1 never."""
     warmup: bool = True

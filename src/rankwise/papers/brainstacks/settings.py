@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rankwise.config import Count, NotNegative, Positive
-from rankwise.strategies.courses import Share
+from rankwise.config import Count, NotNegative, Positive, Share
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ def scored(values: list[float | None]) -> str:
     return f"{found.mean:.3f}" if found.high is None else f"{found.mean:.3f} ± {found.high - found.mean:.3f}"
 
 
-def swept_rows(name: str) -> Iterator[tuple[str, ...]]:
-    """Yield a row of HEAD a method of a sweep (benchmarks/swept.py), the best final average first."""
-    methods = load(RESULTS / f"{name}.json")["methods"]
+def text_rows() -> Iterator[tuple[str, ...]]:
+    """Yield a row of HEAD a method on four text tasks, the best final average first."""
+    methods = load(RESULTS / "text4.json")["methods"]
     for entry in sorted(methods, key=lambda entry: -_mean([run["final"] for run in entry["runs"]])):
         runs = entry["runs"]
         scores = [scored([run[name] for run in runs]) for name in ("final", "forgetting", "learning")]
@@ -57,11 +57,7 @@ def _mean(values: list[float]) -> float:
 
 def of_method(slug: str) -> str:
     """Return the table of what was measured of a method, or nothing."""
-    streams = (
-        ("four text tasks, MiniLM", swept_rows("text4")),
-        ("digits, embedded base", swept_rows("digits")),
-        ("digits, embedded base, rate by rate", digit_rows()),
-    )
+    streams = (("four text tasks, MiniLM", text_rows()), ("digits, embedded base", digit_rows()))
     rows = [(stream, *row[1:]) for stream, found in streams for row in found if row[0] == f"`{slug}`"]
     return table(("stream", *HEAD[1:]), rows) if rows else ""
 

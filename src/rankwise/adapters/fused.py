@@ -82,12 +82,14 @@ class Sum:
         """Add each s B (A x); keep z = A x where B learns."""
         n = len(tensors) // 2
         z = [x @ a.T for a in tensors[:n]]
-        at_once = self.at_once and y.dtype in (torch.float32, torch.float64)
-        for v, b in zip(z, tensors[n:], strict=True):
-            if at_once:
+        if self.at_once and y.dtype in (torch.float32, torch.float64):
+            for v, b in zip(z, tensors[n:], strict=True):
                 y.addmm_(v, b.T, alpha=self.scale)
-            else:
-                y.add_((v @ b.T).mul_(self.scale))
+        else:
+            d, *others = (v @ b.T for v, b in zip(z, tensors[n:], strict=True))
+            for other in others:
+                d.add_(other)
+            y.add_(d.mul_(self.scale))
         return tuple(v if learns else None for v, learns in zip(z, wanted[n:], strict=True))
 
     def backward(

@@ -92,7 +92,7 @@ class TrainSettings(Section):
     bucket: bool = False
     """Put texts of similar length into a batch: less padding. Which rows meet then depends on their lengths."""
     augment: Annotated[list[Literal["crop", "flip"]] | None, BeforeValidator(_listed), AfterValidator(_distinct)] = None
-    """Random views of training pictures, new in each epoch and in each rehearsal. crop: shifted by up to an eighth of
+    """List of random views of training pictures, new in each epoch and rehearsal. crop: shifted by up to an eighth of
     height and width, black coming in at the edge; flip: one in two mirrored left to right (never for digits or letters,
     which it spoils). What is stored, scored or measured is the picture itself. Default: none."""
     lr: Positive = 1e-3

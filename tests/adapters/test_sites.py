@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rankwise.adapters import Site, pick_sites
-from rankwise.adapters.sites import all_sites
+from rankwise.adapters.sites import ALGEBRAS, all_sites
 from rankwise.errors import UsageError
 
 
@@ -174,3 +174,15 @@ def test_sizes_do_not_come_from_the_weight():
             self.weight = nn.Parameter(torch.zeros(12, 1, dtype=torch.uint8), requires_grad=False)
 
     assert all_sites(nn.Sequential(Packed4Bit())) == (Site("0", "0", "linear", 6, 4, None, (), 4),)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+def test_ranks_cut_off_a_longer_tensor_give_the_bits_they_give_alone(kind):
+    """An appended block lies beside the others; where values lie decides which kernel a library takes."""
+    rng = torch.Generator().manual_seed(0)
+    alone, others = (torch.randn(2, 5, 5, 3, generator=rng) for _ in range(2))
+    beside = torch.cat([alone, others], -1).split([3, 3], -1)[0]
+    permuted = alone.movedim(-1, 1).contiguous().movedim(1, -1)
+    b = torch.randn(7, 3, generator=rng)
+    up = ALGEBRAS[kind].up
+    assert torch.equal(up(beside, b), up(alone, b)) and torch.equal(up(permuted, b), up(alone, b))

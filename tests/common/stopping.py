@@ -1,7 +1,10 @@
-"""A run that stops by itself after so many steps."""
+"""A run that stops by itself after so many steps, and goes on until it is done."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import rankwise
 from rankwise.learning.run import Watch
 
 
@@ -10,12 +13,26 @@ class Stop(Exception):
 
 
 class Stopping(Watch):
-    """Raises `Stop` after so many steps."""
+    """Raises an error after so many steps; keeps the notes."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, steps: int, error: type[BaseException] = Stop) -> None:
+        self.steps, self.error, self.notes = steps, error, list[str]()
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def stepped(self, done: int, loss: float) -> None:
         self.steps -= 1
         if not self.steps:
-            raise Stop
+            raise self.error
+
+
+def finish(out: Path, steps: int = 2) -> int:
+    """Resume a run with a stop at every `steps`-th step until it is done; return the sittings that took."""
+    for sitting in range(1, 100):
+        try:
+            rankwise.resume(out, watch=Stopping(steps))
+            return sitting
+        except Stop:
+            pass
+    raise AssertionError("the run makes no progress")

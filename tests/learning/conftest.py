@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopping import Stop, Stopping, finish
 from transformers import ViTConfig, ViTModel
 
 import rankwise
@@ -24,25 +25,6 @@ sys.path.append(str(Path(__file__).parent))  # for foreign_parts
 
 CLOCKED = ("wall_seconds", "peak_memory_bytes")
 """What may differ between two runs of one config."""
-
-
-class Stop(Exception):
-    """Raised by `Stopping`."""
-
-
-class Stopping(Watch):
-    """Raises an error after the n-th step it sees."""
-
-    def __init__(self, steps: int, error: type[BaseException] = Stop) -> None:
-        self.steps, self.error, self.notes = steps, error, []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def stepped(self, done: int, loss: float) -> None:
-        self.steps -= 1
-        if self.steps == 0:
-            raise self.error
 
 
 class Copying(Watch):
@@ -94,13 +76,7 @@ class Small:
         """Run with a stop at every second step, so that each step is done after a resumption; return the sittings."""
         with contextlib.suppress(Stop):
             self.run(out, method, Stopping(2), **tables)
-        for sitting in range(2, 100):
-            try:
-                rankwise.resume(out, watch=Stopping(2))
-                return sitting
-            except Stop:
-                pass
-        raise AssertionError("the run makes no progress")
+        return 1 + finish(out)
 
     def left(self, out: Path) -> dict[str, Any]:
         """Return everything that must not depend on when a run was stopped."""

@@ -46,11 +46,11 @@ def run(host: Stand, dynamics: Relora, steps: int = STEPS) -> None:
         host.step(dynamics, loss(host, step))
 
 
-def test_a_restart_changes_no_answer_and_starts_a_fresh_block():
+def test_a_restart_changes_no_answer_and_starts_a_fresh_block(monkeypatch):
     host, dynamics, x = started(), part(), randn(9, WIDTH, key="t")
     run(host, dynamics, 9)
     first, before = bank_of(host).live["A"].detach().clone(), []
-    dynamics.settle = lambda *_: before.append(host.model(x).detach())  # type: ignore[method-assign]
+    monkeypatch.setattr(dynamics, "settle", lambda *_: before.append(host.model(x).detach()))
     host.step(dynamics, loss(host, 9))
     torch.testing.assert_close(host.model(x), before[-1], rtol=0, atol=1e-5)
     bank = bank_of(host)
@@ -117,11 +117,15 @@ def test_no_step_after_a_restart_is_thrown_far_away(kind):
     assert bank.live["A"].abs().max() < 1 and bank.live["B"].abs().max() < 1
 
 
-def test_moments_that_are_kept_are_those_of_the_old_block():
+def test_moments_that_are_kept_are_those_of_the_old_block(monkeypatch):
     host, dynamics = started(), part(moments="magnitude", pruned=0.0)
     run(host, dynamics, 9)
     kept: list[dict[str, Tensor]] = []
-    dynamics.settle = lambda *_: kept.append({n: m.clone() for n, m in moments(host, dynamics).items()})  # type: ignore[method-assign]
+
+    def copy(*_: object) -> None:
+        kept.append({n: m.clone() for n, m in moments(host, dynamics).items()})
+
+    monkeypatch.setattr(dynamics, "settle", copy)
     host.step(dynamics, loss(host, 9))
     after = moments(host, dynamics)
     assert all(torch.equal(after[name], kept[-1][name]) and after[name].any() for name in after)

@@ -2,7 +2,8 @@
 
     z = A x,  s = z / |z|,  w = softmax over the k largest s / tau,  0 where s < cut,  d = c sum_i w_i z_i B_i
 
-All R atoms are scored, R in operations a token (multiply and add count as one); k values are read instead of R, k out.
+All R atoms are scored, R in operations a token (multiply and add count as one); k values are read instead of R, k out,
+unless R is so small that one product with all of them is faster.
 The derivative through the chosen atoms is sparse, too. What remains is that of |z|, which lies along A^T A x: of the z
 that are kept, R in, or, where a frozen pool is wider than its input, of its Gram matrix A^T A, which is remembered,
 in^2 whatever the number of atoms. The plain path takes 2 R (in + out). Nothing is approximated.
@@ -85,7 +86,7 @@ class TopAtoms:
         assert best is not None and index is not None and unit is not None and w is not None
         acts = self._pruned(w, best, unit) * self.scale
         c = acts * best
-        sparse, along = self._derivative(_dots(g, values, index), w, acts, best, unit)
+        sparse, along = self._derivative(_dots(g, values, index), w, c, acts, best, unit)
         starts = [sum(len(b) for b in keys[:i]) for i in range(len(keys))]
         placed = [_within(index, start, len(a)) for start, a in zip(starts, keys, strict=True)]
         dz = [None if v is None else _spread(sparse, *p, v * along) for v, p in zip(z, placed, strict=True)]
@@ -114,9 +115,11 @@ class TopAtoms:
     def _pruned(self, w: Tensor, best: Tensor, unit: Tensor) -> Tensor:
         return w if self.cut is None else w * (best * unit >= self.cut)
 
-    def _derivative(self, of_c: Tensor, w: Tensor, acts: Tensor, best: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    def _derivative(
+        self, of_c: Tensor, w: Tensor, c: Tensor, acts: Tensor, best: Tensor, unit: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return dz at the chosen atoms [T, k], and the factor of z in it at all of them [T, 1]."""
-        of_w = of_c * acts * best  # times w, which the derivative of the softmax has in it anyway
+        of_w = of_c * c  # times w, which the derivative of the softmax has in it anyway
         of_s = (of_w - w * of_w.sum(-1, keepdim=True)) / self.temperature
         return of_c * acts + of_s * unit, -(of_s * best).sum(-1, keepdim=True) * unit**3
 

@@ -39,9 +39,8 @@ class Gate(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Identity:
-    """Every rank acts as it is: plain LoRA."""
+class Untensored:
+    """A linear gate without tensors of its own."""
 
     linear: ClassVar[bool] = True
 
@@ -52,6 +51,11 @@ class Identity:
     def start(self, site: Site, rank: int, rng: Generator) -> dict[str, Tensor]:
         """No tensors."""
         return {}
+
+
+@dataclass(frozen=True)
+class Identity(Untensored):
+    """Every rank acts as it is: plain LoRA."""
 
     def __call__(self, z: Tensor, x: Tensor, blocks: Blocks, context: Context, site: Site, training: bool) -> Tensor:
         """Return z."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from rankwise.adapters.bank import Blocks, Spec
+from rankwise.adapters.bank import Blocks
+from rankwise.adapters.branch import Untensored
 from rankwise.adapters.context import Context
 from rankwise.adapters.growth import Change
 from rankwise.adapters.model import banks_of
@@ -26,21 +27,11 @@ Part = tuple[nn.Parameter, tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
-class Prefix:
+class Prefix(Untensored):
     """delta = (alpha / b) B[:, :b] A[:b] x for the last acting block, at the drawn b; its whole length if none is.
 
     The branch's scale is alpha, so a prefix that is cut off is scaled as a LoRA of its own rank would be.
     """
-
-    linear: ClassVar[bool] = True
-
-    def specs(self, site: Site) -> Mapping[str, Spec]:
-        """No tensors."""
-        return {}
-
-    def start(self, site: Site, rank: int, rng: Generator) -> dict[str, Tensor]:
-        """No tensors."""
-        return {}
 
     def __call__(self, z: Tensor, x: Tensor, blocks: Blocks, context: Context, site: Site, training: bool) -> Tensor:
         """Return z / length of each block, and 0 beyond the prefix."""

@@ -15,13 +15,14 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -32,103 +33,30 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a thread that waits must 
 import peft
 import torch
 import transformers
+from _candidates import (
+    BATCH,
+    CANDIDATES,
+    COMPILED,
+    RANK,
+    SEQUENCE,
+    SIZES,
+    THREADS,
+    VOCABULARY,
+    base,
+    lora_config,
+    ours,
+    theirs,
+    tokens,
+    wake,
+)
 from _times import Step, interleaved, medians, over, processor, ratio
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import rankwise
-from rankwise.adapters import Change, Shelf, banks_of, detach, grow, thin_of, using
+from rankwise.adapters import Shelf, detach, thin_of
 
 RESULTS = Path(__file__).parent / "results" / "step.json"
 PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 MARK = "<!-- below: written by benchmarks/step.py -->"
-SIZES = {"hidden_size": 512, "num_hidden_layers": 6, "intermediate_size": 1376, "num_attention_heads": 8}
-VOCABULARY, SEQUENCE, BATCH, RANK, THREADS = 4096, 256, 4, 16, 2
-
-
-def base() -> nn.Module:
-    """A Llama with random weights, the same each time."""
-    torch.manual_seed(0)
-    config = LlamaConfig(**SIZES, num_key_value_heads=8, vocab_size=VOCABULARY, max_position_embeddings=SEQUENCE)
-    return LlamaForCausalLM(config).eval()
-
-
-def tokens(rows: int = BATCH, length: int = SEQUENCE) -> torch.Tensor:
-    """Random token ids, the same each time."""
-    return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(1))
-
-
-def ours(method: str, tasks: int = 1) -> nn.Module:
-    """The base with an adapter of so many tasks, only the last of which learns; every value is set."""
-    model = rankwise.adapt(base(), method, rank=RANK)
-    for task in range(1, tasks):
-        wake(model)
-        grow(model, [Change("freeze"), Change("append", str(task + 1), RANK)], seed=0)
-    wake(model)
-    return model.train()
-
-
-@torch.no_grad()
-def wake(model: nn.Module) -> None:
-    """Give the live B small values: nothing is skipped because it is zero."""
-    for _, bank in banks_of(model).values():
-        bank.live["B"].normal_(0.0, 0.01, generator=torch.Generator().manual_seed(2))
-
-
-def theirs() -> nn.Module:
-    """The base with PEFT's LoRA of the same rank on the same seven projections."""
-    return peft.get_peft_model(base(), lora_config()).train()
-
-
-def lora_config() -> peft.LoraConfig:
-    """Rank, scale and sites as ours."""
-    return peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-
-
-def whole() -> nn.Module:
-    """The base, every weight learning."""
-    return base().requires_grad_(True).train()
-
-
-def floor() -> Step:
-    """Forward and backward through activations alone."""
-    model, batch = base().requires_grad_(False).train(), tokens()
-    nudge = torch.zeros(BATCH, SEQUENCE, SIZES["hidden_size"], requires_grad=True)
-
-    def step() -> None:
-        nudge.grad = None
-        embedded = model.get_input_embeddings()(batch) + nudge
-        model(inputs_embeds=embedded, labels=batch).loss.backward()
-
-    return step
-
-
-def learning(make: Callable[[], nn.Module], *, fused: bool = True) -> Step:
-    """Forward, backward and AdamW on what learns."""
-    model, batch = make(), tokens()
-    rule = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
-
-    def step() -> None:
-        rule.zero_grad(set_to_none=True)
-        with nullcontext() if fused else using(model, fused=False):
-            model(input_ids=batch, labels=batch).loss.backward()
-        rule.step()
-
-    return step
-
-
-CANDIDATES: Mapping[str, Callable[[], Step]] = {
-    "floor": floor,
-    "PEFT LoRA": lambda: learning(theirs),
-    "lora": lambda: learning(partial(ours, "lora")),
-    "lora, plain path": lambda: learning(partial(ours, "lora"), fused=False),
-    "codyra": lambda: learning(partial(ours, "codyra")),
-    "mora, 1 task": lambda: learning(partial(ours, "mora")),
-    "mora, 10 tasks": lambda: learning(partial(ours, "mora", 10)),
-    "mora, 100 tasks": lambda: learning(partial(ours, "mora", 100)),
-    "finetune": lambda: learning(whole),
-}
-"""Name -> what makes the step."""
 
 
 # Memory: each in a process of its own.
@@ -239,6 +167,26 @@ def mixed(rows: int, reps: int, adapters: int = 8) -> dict[str, Any]:
         return over(interleaved(steps, reps), "base")
 
 
+# torch.compile.
+
+
+def compiled(reps: int) -> dict[str, Any] | None:
+    """Time steps as they are and under `torch.compile`; None where the machine has no compiler for it."""
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
+        return None
+    steps: dict[str, Step] = {}
+    waits: dict[str, float] = {}
+    for name, (plain, made) in COMPILED.items():
+        steps[name], steps[f"{name}, compiled"] = plain(), made()
+        start = time.perf_counter()
+        steps[f"{name}, compiled"]()
+        waits[name] = time.perf_counter() - start
+    taken = interleaved(steps, reps)
+    ratios = {name: ratio(taken, f"{name}, compiled", name) for name in COMPILED}
+    over_peft = {other: ratio(taken, "lora, compiled", other) for other in ("PEFT LoRA", "PEFT LoRA, compiled")}
+    return {"step": over(taken, "floor"), "over_plain": ratios, "first_step_seconds": waits, "lora_over": over_peft}
+
+
 # Putting it together.
 
 
@@ -250,6 +198,7 @@ def measured(reps: int, *, quick: bool) -> dict[str, Any]:
     found["step"] = over(taken, "floor")
     found["lora_over_peft"] = ratio(taken, "lora", "PEFT LoRA")
     found["peak_mb"] = peaks(["floor", "PEFT LoRA", "lora"] if quick else names)
+    found["compiled"] = None if quick else compiled(reps)
     found["files"] = files(3 if quick else 9)
     found["another"] = another(4 if quick else 16, 1 if quick else 5)
     found["decode"] = {f"{rows} rows": mixed(rows, 45) for rows in (8, 32)}
@@ -310,6 +259,15 @@ def tables(r: dict[str, Any]) -> str:
         [rows, *(f"{times[name]['cpu']:.1f}" for name in times), f"{mixed_ratio(r, rows):.2f}"]
         for rows, times in r["decode"].items()
     ]
+    compiling = [
+        [
+            name,
+            *(f"{r['compiled']['step'][key]['cpu_ratio']:.3f}" for key in (name, f"{name}, compiled")),
+            f"**{r['compiled']['over_plain'][name]:.3f}**",
+            f"{seconds:.0f}",
+        ]
+        for name, seconds in ((r.get("compiled") or {}).get("first_step_seconds") or {}).items()
+    ]
     disk = [[name, f"{t['cpu']:.0f}", f"{t['wall']:.0f}"] for name, t in r["files"].items()]
     ks = [k for k in (1, 2, 4, 8, 16) if k <= len(r["another"]["ours"])]
     adding = [[name, *(f"{times[k - 1]:.0f}" for k in ks)] for name, times in r["another"].items()]
@@ -326,6 +284,8 @@ def tables(r: dict[str, Any]) -> str:
             table(["", "measured", "at most", "reached"], bars),
             "### A training step",
             table(["", "CPU ms", "over the floor, CPU", "wall", "extra peak memory, MB"], steps),
+            "### The same step under `torch.compile`, CPU time over the floor's as it is",
+            table(["", "as it is", "compiled", "compiled over as it is", "first step, seconds"], compiling),
             "### Decoding with 8 adapters in one batch, one token a row",
             table(["", "base, CPU ms", "PEFT, mixed batch", "ours, `shelf`", "ours over PEFT"], decode),
             "### Holding one more adapter, CPU ms for the k-th",
@@ -340,7 +300,7 @@ def missing(value: Callable[[dict[str, Any]], float], results: dict[str, Any]) -
     """Whether a quick run left out what `value` reads."""
     try:
         value(results)
-    except KeyError:
+    except (KeyError, TypeError):
         return True
     return False
 

@@ -169,6 +169,31 @@ def test_freezing_a_block_changes_the_function_by_rounding_at_most(method):
         grow(model, [Change("append", label, RANK)], 0)
 
 
+def gradients(model: nn.Module, run: nn.Module) -> dict[str, Tensor]:
+    """Run forward and backward through `run`, which is `model` or made of it."""
+    model.zero_grad()
+    torch.manual_seed(0)
+    y = run(inputs(model))
+    (y * torch.randn(y.shape, generator=generator(0, "weights"))).sum().backward()
+    return {"y": y.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@adapted
+def test_it_compiles_as_one_graph_with_the_values_of_the_plain_path(method):
+    """The graph that torch.compile traces; what a compiler then makes of it is not ours."""
+    torch.compiler.reset()
+    model = adapted_base(method)
+    train(model, 2)
+    next_block(model, "2")
+    train(model, 2)
+    with using(model.train(), fused=False):
+        plain = gradients(model, model)
+    compiled = gradients(model, torch.compile(model, backend="aot_eager", fullgraph=True))
+    assert plain.keys() == compiled.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(compiled[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
 @adapted
 def test_merging_gives_the_same_function_or_is_refused(method):
     model = adapted_base(method)

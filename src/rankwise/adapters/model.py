@@ -153,8 +153,11 @@ class Adapted(nn.Module):
         return torch.cat([*pieces, whole[..., start:].to(like.dtype)], -1)
 
     def _watch(self, y: Tensor) -> Tensor:
-        """Note that a backward is owed; the first gradient to arrive at any site settles it."""
-        if y.requires_grad and torch.is_grad_enabled():
+        """Note that a backward is owed; the first gradient to arrive at any site settles it.
+
+        A compiled graph has its backward already, which asks nothing of the context any more.
+        """
+        if y.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             y.register_hook(self.adapter.owe().settle)
         return y
 

@@ -36,6 +36,7 @@ WIDE = {"methods/index.md", "composition.md", "models.md", "claims.md"}
 TABLES: dict[str, Callable[[], str]] = {
     "text4": lambda: table(measured.HEAD, measured.text_rows()),
     "digits": lambda: table(measured.HEAD, measured.digit_rows()),
+    "variants": lambda: table(measured.HEAD, measured.variant_rows()),
     "claims": lambda: measured.claim_table(measured.claims(), "claims.md"),
 }
 """What takes the place of `<!-- table: NAME -->` in a page."""

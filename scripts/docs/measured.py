@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 SCORES = ("final average", "forgetting", "learning")
 HEAD = ("method", "learning rate", "seeds", *SCORES)
+NAMES = ("final_average", "forgetting_first_minus_last", "learning_accuracy")
 VERDICTS = ("holds", "undecided", "does not hold", "not measured")
 
 
@@ -44,11 +45,23 @@ def text_rows() -> Iterator[tuple[str, ...]]:
 
 def digit_rows() -> Iterator[tuple[str, ...]]:
     """Yield a row of HEAD a method and rate on the digits of the demo."""
-    names = ("final_average", "forgetting_first_minus_last", "learning_accuracy")
     for row in load(RESULTS / "margin.json")["rows"]:
         name = f"`{row['method']}`" if row["method"] != "frozen" else "frozen base"
         rate = row["lr"] if row["method"] != "frozen" else "-"
-        yield (name, rate, str(len(row["final_average"])), *(scored(row[score]) for score in names))
+        yield (name, rate, str(len(row["final_average"])), *(scored(row[score]) for score in NAMES))
+
+
+def variant_rows() -> Iterator[tuple[str, ...]]:
+    """Yield a row of HEAD a method on the digits at the rate that the first two tasks' validation rows pick."""
+    sweep = load(RESULTS / "variants.json")
+    final: dict[str, list[dict[str, Any]]] = {method: [] for method in sweep["plan"]["methods"]}
+    for cell in sweep["cells"]:
+        if cell["stage"] != "tune":
+            final[cell["method"]].append(cell)
+    for method, cells in sorted(final.items(), key=lambda item: -_mean([cell[NAMES[0]] for cell in item[1]])):
+        choice = sweep["chosen"][method]
+        rate = f"{choice['values']['train.lr']:g}{' (edge)' if choice['at_edge'] else ''}"
+        yield (f"`{method}`", rate, str(len(cells)), *(scored([cell[name] for cell in cells]) for name in NAMES))
 
 
 def _mean(values: list[float]) -> float:
@@ -57,7 +70,11 @@ def _mean(values: list[float]) -> float:
 
 def of_method(slug: str) -> str:
     """Return the table of what was measured of a method, or nothing."""
-    streams = (("four text tasks, MiniLM", text_rows()), ("digits, embedded base", digit_rows()))
+    streams = (
+        ("four text tasks, MiniLM", text_rows()),
+        ("digits, embedded base", digit_rows()),
+        ("digits, rate picked on two tasks", variant_rows()),
+    )
     rows = [(stream, *row[1:]) for stream, found in streams for row in found if row[0] == f"`{slug}`"]
     return table(("stream", *HEAD[1:]), rows) if rows else ""
 

@@ -258,7 +258,7 @@ def _meaning(setting: Setting) -> Iterator[str]:
     if setting.doc:
         yield comment(setting.doc, "#     ")
     if len(setting.choices) > 1 and setting.choices != [True, False]:
-        yield comment(f"One of: {', '.join(map(str, setting.choices))}.", "#     ")
+        yield comment(f"Choices: {', '.join(map(str, setting.choices))}.", "#     ")
 
 
 def comment(text: str, mark: str = "# ", *, wrap: bool = True) -> str:

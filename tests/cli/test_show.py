@@ -23,7 +23,7 @@ def test_gate_options_carry_the_text_under_the_field(capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     at = lines.index("temperature = 0.02")
     assert lines[at + 1].startswith("#     tau of the softmax.")
-    assert lines[lines.index('selection = "top-k"') + 2] == "#     One of: top-k, all."
+    assert lines[lines.index('selection = "top-k"') + 2] == "#     Choices: top-k, all."
     assert "# mora: MoRA: self-activated rank-1 experts" in lines
     assert "# layers is not set" in lines
 

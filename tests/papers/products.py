@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankwise.adapters.paired import Alternation, PairedRule, Ridge
+from rankwise.adapters.alternating import Alternation, PairedRule
+from rankwise.adapters.paired import Ridge
 from rankwise.claims.altlora import Product, alternate, bent_product
 from rankwise.seeds import generator
 

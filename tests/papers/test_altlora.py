@@ -24,7 +24,8 @@ from products import (
 )
 
 from rankwise.adapters import banks_of
-from rankwise.adapters.paired import Alternation, PairedRule, closed_form, realigned
+from rankwise.adapters.alternating import Alternation, PairedRule, realigned
+from rankwise.adapters.paired import closed_form
 from rankwise.claims.altlora import CLAIMS, alternate, bent_product, relative
 from rankwise.config import parse_record
 from rankwise.errors import UsageError

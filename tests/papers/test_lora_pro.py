@@ -6,8 +6,7 @@ import torch
 from products import IN, NONE, OUT, RANK, SCALE, draw, drawn_gradients, onto_columns, onto_rows
 from torch import Tensor
 
-from rankwise.adapters.paired import best_together, freedom
-from rankwise.papers.lora_pro import LoraPro, Settings
+from rankwise.papers.lora_pro import LoraPro, Settings, best_together, freedom
 
 
 def test_the_equivalent_gradient_does_not_depend_on_the_free_matrix():

@@ -14,12 +14,12 @@ def test_two_steps_by_hand():
     found, p = Sensitivity(0.8, 0.6), nn.Parameter(torch.tensor([2.0, -1.0]))
     p.grad = torch.tensor([1.0, 3.0])  # |v g| = 2, 3
     mean, spread = 0.2 * torch.tensor([2.0, 3.0]), 0.4 * torch.tensor([1.6, 2.4])
-    torch.testing.assert_close(found.score("p", p), mean * spread)
+    torch.testing.assert_close(found.take("p", p), mean * spread)
     p.grad = torch.tensor([0.0, 1.0])  # |v g| = 0, 1
     now = torch.tensor([0.0, 1.0])
     mean = 0.8 * mean + 0.2 * now
     spread = 0.6 * spread + 0.4 * (now - mean).abs()
-    torch.testing.assert_close(found.score("p", p), mean * spread)
+    torch.testing.assert_close(found.take("p", p), mean * spread)
     torch.testing.assert_close(found.means, {"p.mean": mean, "p.spread": spread})
 
 
@@ -28,7 +28,7 @@ def test_a_value_without_a_gradient_fades_and_a_restored_table_is_a_copy():
     found = Sensitivity(0.5, 0.5, held)
     other = Sensitivity(0.5, 0.5)
     other.restore(found.means)
-    assert float(found.score("p", p)) == 2.0 * 2.0  # mean 4 -> 2; spread 2 -> 1 + 0.5 * |0 - 2|
+    assert float(found.take("p", p)) == 2.0 * 2.0  # mean 4 -> 2; spread 2 -> 1 + 0.5 * |0 - 2|
     assert float(other.means["p.mean"]) == 4.0
 
 
@@ -38,10 +38,10 @@ def test_the_score_of_a_rank_is_that_of_its_weight_and_the_means_of_its_rows():
     grow(model, [Change("append", "1", 2, "0"), Change("append", "1", 1, "1")], 0)
     for parameter in (p for _, bank in banks_of(model).values() for p in bank.live.values()):
         parameter.grad = torch.ones_like(parameter)
-    found, own = Sensitivity(0.5, 0.5).ranks(model), Sensitivity(0.5, 0.5)
+    found, own = Sensitivity(0.5, 0.5).take_all(model), Sensitivity(0.5, 0.5)
     wanted = []
     for name, (_, bank) in banks_of(model).items():
-        a, b, w = (own.score(f"{name}/{key}", bank.live[key]) for key in ("A", "B", "w"))
+        a, b, w = (own.take(f"{name}/{key}", bank.live[key]) for key in ("A", "B", "w"))
         wanted += [w[i] + a[i].mean() + b[:, i].mean() for i in range(len(w))]
     torch.testing.assert_close(found, torch.stack(wanted))
     assert len(found) == 3 and not found.requires_grad

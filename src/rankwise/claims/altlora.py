@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapters import Change, Pair, attach, banks_of, grow, pick_sites
+from rankwise.adapters.alternating import Alternation, PairedRule
 from rankwise.adapters.inits import orthogonal
-from rankwise.adapters.paired import Alternation, Factors, PairedRule
+from rankwise.adapters.paired import Factors
 from rankwise.claims.harness.claim import Claim, Threshold
 from rankwise.seeds import generator
 

@@ -1,7 +1,7 @@
 """AdaLoRA: a budget of ranks moves to the sites where they matter most (arXiv 2303.10512).
 
     update = s P diag(w) Q;   P, Q ~ N(0, 0.02^2), w = 0 at the start
-    loss + gamma mean(||P^T P - I|| + ||Q Q^T - I||)
+    loss + gamma mean(||P^T P - I||, ||Q Q^T - I||) over all sites; each norm as it is, as in the authors' code
     I = |v g| for each value v;  I' <- b1 I' + (1 - b1) I;  U <- b2 U + (1 - b2) |I - I'|;  score = I' U
     score of a rank: score(w_i) + mean score(P_i) + mean score(Q_i)
     budget(t) = b_T + (b_0 - b_T) (1 - (t - t_i) / (T - t_f - t_i))^3 ranks over all sites; the others' w is set to zero
@@ -85,7 +85,7 @@ class Adalora(Counted):
         first, last = courses.stretch(host.steps(host.task), self.settings.initial, self.settings.final)
         t = self.done + 1
         if t <= last:
-            scores = self.sensitivity.ranks(host.model)
+            scores = self.sensitivity.take_all(host.model)
             if t <= first or ((t - first) % self.settings.every and t < last):
                 return
             self.dropped = lowest(scores, len(scores) - self.budget(t, (first, last), len(scores)))

@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from rankwise.learning.recipe import Method
-from rankwise.strategies.paired import Alternating
+from rankwise.strategies.alternating import Alternating
 
 
 class AltLora(Alternating):

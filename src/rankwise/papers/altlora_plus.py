@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rankwise.adapters.paired import Alternation
+from rankwise.adapters.alternating import Alternation
 from rankwise.learning.recipe import Method
-from rankwise.strategies.paired import Alternating
+from rankwise.strategies.alternating import Alternating
 
 
 @dataclass(frozen=True)

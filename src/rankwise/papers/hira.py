@@ -27,9 +27,9 @@ class Multiplied(Pair):
     would change, so all are folded together.
     """
 
-    thin: ClassVar[bool] = False
-    additive: ClassVar[bool] = False
-    reads_weight: ClassVar[bool] = True
+    thin: ClassVar[bool] = False  # no two thin factors give it
+    additive: ClassVar[bool] = False  # all blocks are folded together
+    reads_weight: ClassVar[bool] = True  # W0, in each forward
 
     def delta(
         self, x: Tensor, y: Tensor, blocks: Blocks, context: Context, site: Site, module: nn.Module, training: bool
@@ -46,8 +46,9 @@ class Multiplied(Pair):
         )
 
     def dense(self, blocks: Blocks, site: Site, weight: Weight) -> Tensor:
-        """Return W0 * (s B A) [out, in] in float32."""
-        return self._update(blocks, site, weight()).detach()
+        """Return W0 * (s B A) [out, in] in float32 (float64 for float64 tensors)."""
+        update = self._update(blocks, site, weight()).detach()
+        return update.to(torch.promote_types(update.dtype, torch.float32))
 
     def _update(self, blocks: Blocks, site: Site, weight: Tensor) -> Tensor:
         products = [part["B"] @ part["A"] for part in blocks.parts]

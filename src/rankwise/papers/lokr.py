@@ -19,6 +19,7 @@ from rankwise.adapters import Site, Spec, Weight
 from rankwise.adapters.bank import BLOCK
 from rankwise.adapters.dense import Dense
 from rankwise.adapters.inits import kaiming
+from rankwise.config import Count
 from rankwise.learning.recipe import Method
 
 
@@ -41,37 +42,34 @@ class Kronecker(Dense):
     | A | [rank, n2] | drawn |
     | B | [m2, rank] | zero |
 
-    The rank of dW is rank(C) times that of B A. A size that is prime has n1 = 1; with both prime that is a plain LoRA.
+    The rank of dW is rank(C) times that of B A. A size that is prime has n1 = 1; with both prime C is one number. With
+    `decompose` = "small" C is [m2, n2], A [rank, n1], B [m1, rank], and dW = s (B A) kron C.
     """
 
-    most: int = 32
+    most: Count = 32
     """Largest side of the small matrix."""
     decompose: Literal["large", "small"] = "large"
-    """Which of the two is B A. small: C is the large one, [m2, n2], and the order of the two is kept."""
+    """Which of the two matrices is B A; C is the other one."""
 
     def sizes(self, site: Site) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return (m1, n1) and (m2, n2)."""
+        """Return the shapes of C and of B A."""
         m1, n1 = divisor(site.n_out, self.most), divisor(site.n_in, self.most)
-        return (m1, n1), (site.n_out // m1, site.n_in // n1)
-
-    def _split(self, site: Site) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return the sizes of C and of B A."""
-        small, large = self.sizes(site)
+        small, large = (m1, n1), (site.n_out // m1, site.n_in // n1)
         return (small, large) if self.decompose == "large" else (large, small)
 
     def specs(self, site: Site) -> Mapping[str, Spec]:
         """Return C, one a block, and the factors."""
-        core = Spec((BLOCK, "outer out", "outer in"), "core")
-        return {"A": Spec(("rank", "inner in"), "down"), "B": Spec(("inner out", "rank"), "up"), "C": core}
+        core = Spec((BLOCK, "core out", "core in"), "core")
+        return {"A": Spec(("rank", "pair in"), "down"), "B": Spec(("pair out", "rank"), "up"), "C": core}
 
     def start(self, site: Site, rank: int, rng: Generator, weight: Weight) -> dict[str, Tensor]:
         """Return the starting values; see the class."""
-        core, (out, n_in) = self._split(site)
+        core, (out, n_in) = self.sizes(site)
         return {"A": kaiming(rank, n_in, rng), "B": torch.zeros(out, rank), "C": kaiming(*core, rng)}
 
     def product(self, block: Mapping[str, Tensor], site: Site) -> Tensor:
         """Return C kron (B A), or (B A) kron C."""
-        (core,), pair = block["C"], block["B"] @ block["A"]
+        core, pair = block["C"][0], block["B"] @ block["A"]
         return torch.kron(core, pair) if self.decompose == "large" else torch.kron(pair, core)
 
 

@@ -15,21 +15,63 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from rankwise.adapters.paired import Ridge, best_together, freedom
+from rankwise.adapters.paired import Ridge, closed_form
+from rankwise.config import NotNegative
 from rankwise.learning.recipe import Method
 from rankwise.strategies.paired import Preconditioned
+
+Freedom = Literal["sylvester", "zero", "symmetric"]
+
+
+def freedom(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, scale: float, ridge: Ridge, choice: Freedom) -> Tensor:
+    """Return the matrix X [r, r] of LoRA-Pro, which moves no product: it says how the factors share one step.
+
+    sylvester solves B^T B X + X A A^T = -(1/s^2) (B^T B)^-1 g_A A^T: the gradients nearest to the raw ones. symmetric
+    is -(1/2s^2) (B^T B)^-1 B^T g_B (A A^T)^-1.
+
+    Args:
+        a: A [r, in].
+        b: B [out, r].
+        of_a: g_A [r, in].
+        of_b: g_B [out, r].
+        scale: s.
+        ridge: on both Gram matrices.
+        choice: which X.
+
+    """
+    rows, columns = a @ a.T, b.T @ b
+    if choice == "symmetric":
+        return -0.5 * ridge.solve(rows, ridge.solve(columns, b.T @ of_b).T).T / scale**2
+    if choice == "zero":
+        return torch.zeros_like(rows)
+    right = -ridge.solve(columns, of_a @ a.T) / scale**2
+    (left_values, left), (right_values, basis) = torch.linalg.eigh(columns), torch.linalg.eigh(rows)
+    sums = (left_values.clamp_min(0)[:, None] + right_values.clamp_min(0)).clamp_min(ridge.size)
+    return left @ (left.T @ right @ basis / sums) @ basis.T
+
+
+def best_together(
+    a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, scale: float, ridge: Ridge, x: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return LoRA-Pro's pair of gradients (of A, of B), whose joint move is P_c(B) G + (I - P_c(B)) G P_r(A).
+
+    g_A* = (1/s^2) (B^T B)^-1 g_A + X A and g_B* = (1/s^2) (I - P_c(B)) g_B (A A^T)^-1 - B X (arXiv 2407.18242).
+    """
+    rest = of_b - b @ ridge.solve(b.T @ b, b.T @ of_b)
+    return closed_form(of_a, b.T, scale, ridge) + x @ a, closed_form(rest.T, a, scale, ridge).T - b @ x
 
 
 @dataclass(frozen=True)
 class Settings:
     """`[adapter.dynamics] kind = "lora-pro"`."""
 
-    free: Literal["sylvester", "zero", "symmetric"] = "sylvester"
+    free: Freedom = "sylvester"
     """The matrix X that moves no product: of a Sylvester equation (gradients nearest to the raw ones), zero, or
     symmetric. To first order the step of B A is the same; under momentum and Adam it is not."""
-    ridge: float = 1e-8
+    ridge: NotNegative = 1e-8
     """Added to the diagonal of the Gram matrices: B starts at zero."""
 
 
@@ -43,11 +85,11 @@ class LoraPro(Preconditioned):
     name = "lora-pro"
     Settings = Settings
 
-    def joint(self, a: Tensor, b: Tensor, down: Tensor, up: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def joint(self, a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Return g_A* and g_B*."""
         ridge = Ridge(self.settings.ridge)
-        x = freedom(a, b, down, up, scale, ridge, self.settings.free)
-        return best_together(a, b, down, up, scale, ridge, x)
+        x = freedom(a, b, of_a, of_b, scale, ridge, self.settings.free)
+        return best_together(a, b, of_a, of_b, scale, ridge, x)
 
 
 METHOD = Method(

@@ -1,6 +1,6 @@
 """PiSSA: the pair starts as the strongest singular directions of the weight, which leave the base (arXiv 2404.02948).
 
-    W = U S V;   B = U_r sqrt(S_r / s),  A = sqrt(S_r / s) V_r,   base <- W - s B A
+    W = U S V^T;   B = U_r sqrt(S_r / s),  A = sqrt(S_r / s) V_r^T,   base <- W - s B A    (`residual` below)
 
 As a plain LoRA it has rank 2 r: what learns, and what was taken out of the base with its sign turned.
 """

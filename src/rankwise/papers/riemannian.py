@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rankwise.adapters.paired import Ridge, closed_form
+from rankwise.config import NotNegative
 from rankwise.learning.recipe import Method
 from rankwise.strategies.paired import Preconditioned
 
@@ -23,7 +24,7 @@ from rankwise.strategies.paired import Preconditioned
 class Settings:
     """`[adapter.dynamics] kind = "riemannian"`."""
 
-    ridge: float = 1e-6
+    ridge: NotNegative = 1e-6
     """Added to the diagonal of the Gram matrices; also the largest enlargement of a step, while B is zero."""
     inverse_scale: bool = False
     """Divide by s^2, so that the move of s B A does not depend on s."""
@@ -38,10 +39,10 @@ class Riemannian(Preconditioned):
     name = "riemannian"
     Settings = Settings
 
-    def joint(self, a: Tensor, b: Tensor, down: Tensor, up: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def joint(self, a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Return both preconditioned gradients."""
         ridge, s = Ridge(self.settings.ridge), scale if self.settings.inverse_scale else 1.0
-        return closed_form(down, b.T, s, ridge), closed_form(up.T, a, s, ridge).T
+        return closed_form(of_a, b.T, s, ridge), closed_form(of_b.T, a, s, ridge).T
 
 
 METHOD = Method(

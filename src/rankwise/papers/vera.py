@@ -2,7 +2,8 @@
 
     y = W x + s diag(b) B diag(d) A x;    b = 0, d = 0.1 at the start
 
-A and B are random, shared by all sites and never learnt: only b and d are, so ranks cost next to nothing.
+A and B are random, shared by all sites and never learnt: only b and d are, so ranks cost next to nothing. The paper has
+no s; it is 1 unless `adapter.scale` says otherwise.
 """
 
 from __future__ import annotations
@@ -72,14 +73,15 @@ class SharedRandom(Branch):
         """Return diag(d) A [R, in] and diag(b) B [out, R], the ranks of all blocks in a row."""
         pairs = []
         for block in blocks.each():
-            rank, (b,) = len(block["d"]), block["b"]
+            d, b = block["d"], block["b"][0]  # b has one entry a block, and this is one
+            rank = len(d)
             if rank > len(blocks.shared["A"]):
                 raise UsageError(
                     f"a block of {rank} ranks at {site.name!r}: the shared pair was drawn with "
                     f"{len(blocks.shared['A'])}, and a later block can have no more"
                 )
             down, up = blocks.shared["A"][:rank, : site.n_in], blocks.shared["B"][: site.n_out, :rank]
-            pairs.append((block["d"][:, None] * down, b[:, None] * up))
+            pairs.append((d[:, None] * down, b[:, None] * up))
         return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], 1)
 
 

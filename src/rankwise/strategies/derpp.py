@@ -1,13 +1,18 @@
 """Dark replay (DER++, arXiv 2004.07211): remembered examples are held to the scores they once had, and to labels.
 
-The form of Mammoth, by the paper's authors: two independent draws a step, scores stored at the step that saw the
-example, a reservoir fed at every step. With beta = 0 this is DER.
+    loss = mean l(x, y) + alpha * mean ||f(x') - z'||^2 / classes + beta * mean l(f(x''), y'')
+
+x' with its scores z', and x'' with its label y'', are two independent draws from one reservoir, which is offered the
+new examples of every step with the scores they had in it, before the update. With beta = 0 this is DER. Changed from
+the authors' code (Mammoth): the squared distance is over the classes known when z' was stored, not over all columns of
+a head that is as wide as the stream from the start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,8 +41,7 @@ class Reservoir:
 
     def offer(self, rows: Tensor, scores: Tensor) -> None:
         """Offer rows [n, 2] with their scores [n, C], in order."""
-        if not len(self.rows):
-            self.scores = scores[:0]
+        self.rows, self.scores = self.rows.clone(), self.scores.clone() if len(self.rows) else scores[:0]
         for row, score in zip(rows, scores, strict=True):
             slot = derive(self.seed, "reservoir", self.offered) % (self.offered + 1)
             self.offered += 1
@@ -69,11 +73,7 @@ class DerppSettings:
 
 
 class Derpp(Strategy):
-    """Adds alpha * mean (f(x') - z')^2 + beta * mean loss(f(x''), y''), for two draws from one buffer.
-
-    z' are the scores of the step in which the example was stored, before its update, for the classes known then; the
-    mean is over those. Labels are ranked among all classes seen.
-    """
+    """Adds both rehearsal losses; labels are ranked among all classes seen."""
 
     name = "derpp"
     Settings = DerppSettings
@@ -86,8 +86,8 @@ class Derpp(Strategy):
         """Start with an empty buffer."""
         super().__init__(settings, seed)
         self.buffer = Reservoir(settings.size, seed)
-        self.pending: list[tuple[Tensor, Tensor]] = []
-        """(ids, scores) of the new examples of the step under way; empty between steps."""
+        self.noted: dict[int, Tensor] = {}
+        """Id -> scores of the classes seen, of this process's new examples in the step under way."""
 
     def misfit(self, setting: Setting) -> str | None:
         """Refuse answers in words, which have no row of scores."""
@@ -96,49 +96,46 @@ class Derpp(Strategy):
 
     def terms(self, host: Host, step: int) -> Sequence[Term]:
         """Return both rehearsal losses, once the buffer holds anything."""
-        if not len(self.buffer.rows):
-            return ()
-        names = ("scores", "labels")
-        slots = [self.buffer.draw(self.settings.batch_size, name, step) for name in names]
-        scores, labels = (host.examples(self.buffer.rows[s], (n, step)) for s, n in zip(slots, names, strict=True))
-        seen = host.seen
+        return (self._to_scores(host, step), self._to_labels(host, step)) if len(self.buffer.rows) else ()
 
-        def to_scores(part: Batch) -> Tensor:
+    def _to_labels(self, host: Host, step: int) -> Term:
+        slots = self.buffer.draw(self.settings.batch_size, "labels", step)
+        batch = host.examples(self.buffer.rows[slots], ("labels", step))
+        return Term("derpp.labels", batch, partial(host.rehearse, classes=host.seen), self.settings.beta)
+
+    def _to_scores(self, host: Host, step: int) -> Term:
+        slots, seen = self.buffer.draw(self.settings.batch_size, "scores", step), host.seen
+        batch = host.examples(self.buffer.rows[slots], ("scores", step))
+        known = [_known(host, int(task)) for task in self.buffer.rows[slots, 0]]
+        stored = {"scores": self.buffer.scores[slots][:, seen], "known": torch.stack(known)}
+
+        def distances(part: Batch) -> Tensor:
             now = host.objective.logits(host.forward(part), part, seen)
             known = part.inputs["known"]
             return ((now - part.inputs["scores"]).square() * known).sum(1) / known.sum(1)
 
-        return (
-            Term("derpp.scores", self._with_scores(host, scores, slots[0]), to_scores, self.settings.alpha),
-            Term("derpp.labels", labels, lambda part: host.rehearse(part, seen), self.settings.beta),
-        )
-
-    def _with_scores(self, host: Host, batch: Batch, slots: Tensor) -> Batch:
-        """Put the stored scores of the classes seen, and which of them were known then, beside the inputs."""
-        seen = torch.tensor(host.seen)
-        known = torch.stack([torch.isin(seen, torch.tensor(_until(host, int(t)))) for t in self.buffer.rows[slots, 0]])
-        return replace(batch, inputs={**batch.inputs, "scores": self.buffer.scores[slots][:, seen], "known": known})
+        beside = replace(batch, inputs={**batch.inputs, **stored})
+        return Term("derpp.scores", beside, distances, self.settings.alpha)
 
     def own(self, host: Host, batch: Batch, outputs: Outputs, losses: Tensor) -> Tensor:
         """Note the scores of new examples in the forward they are learnt from."""
-        scores = host.objective.logits(outputs, batch, host.seen).detach().cpu()
-        self.pending.append((batch.ids.cpu(), scores))
+        scores = host.objective.logits(outputs, batch, host.seen).detach().float().cpu()
+        self.noted.update(zip(batch.ids.tolist(), scores, strict=True))
         return losses
 
     def follow(self, host: Host, step: int) -> None:
         """Offer the step's new examples with those scores, the same in every process."""
-        ids = host.batch.ids.cpu()
-        whole = torch.zeros(len(ids), 2 + max(c for task in host.tasks for c in task.classes))
-        for part, scores in self.pending:
-            here = (ids[:, None] == part).int().argmax(0)
-            whole[here[:, None], torch.tensor(host.seen)] = scores.to(whole.dtype)
-            whole[here, -1] = 1.0
-        host.add_up([whole])
+        ids, nothing = host.batch.ids.tolist(), torch.zeros(len(host.seen))
+        scores = torch.stack([self.noted.get(i, nothing) for i in ids])
+        times = torch.tensor([[float(i in self.noted)] for i in ids])  # processes that had it; 0: nobody learnt it
+        host.add_up([scores, times])
         places = places_of(host.task, host.batch)
         rows = torch.stack([torch.full_like(places, host.task.index), places], 1)
-        found = whole[:, -1] > 0
-        self.buffer.offer(rows[found], (whole[:, :-1] / whole[:, -1:])[found])
-        self.pending = []
+        wide = torch.zeros(len(ids), 1 + max(c for task in host.tasks for c in task.classes))
+        wide[:, host.seen] = scores / times
+        learnt = times[:, 0] > 0
+        self.buffer.offer(rows[learnt], wide[learnt])
+        self.noted = {}
 
     def remembered(self) -> Tensor:
         """Return what the buffer holds, if class means are to be taken from it again."""
@@ -155,6 +152,7 @@ class Derpp(Strategy):
         self.buffer.offered = int(state["offered"])
 
 
-def _until(host: Host, task: int) -> list[int]:
-    """Return the classes known while task `task` was learnt."""
-    return sorted({c for each in host.tasks[: task + 1] for c in each.classes})
+def _known(host: Host, task: int) -> Tensor:
+    """Return which of the classes seen were known while task `task` was learnt: [classes seen] bool."""
+    then = {c for each in host.tasks[: task + 1] for c in each.classes}
+    return torch.tensor([c in then for c in host.seen])

@@ -119,8 +119,11 @@ class Ewc(Strategy):
     def penalty(self, live: Mapping[str, Tensor]) -> Tensor:
         """Return the sum over what is held, for weights by name."""
         names = list(live)
-        parts = [penalty(*([table[n] for n in names] for table in (live, h.anchors, h.importance))) for h in self.held]
-        return torch.stack(parts).sum()
+
+        def row(table: Mapping[str, Tensor]) -> list[Tensor]:
+            return [table[name] for name in names]
+
+        return torch.stack([penalty(row(live), row(h.anchors), row(h.importance)) for h in self.held]).sum()
 
     def end_task(self, host: Host, task: Task) -> Sequence[Change]:
         """Take the Fisher over the finished task, and hold the weights where they are."""

@@ -2,12 +2,14 @@
 
 The authorities differ: in the factor T^2 (Hinton has it; Mammoth, Avalanche and PILOT do not), and in softmax against
 one sigmoid a class (iCaRL's and later LwF.MC, the form that arXiv 2203.17269 finds to be what helps). Both have names.
+The paper's warm-up of the head is left out: new rows start at the means of their class (`objective.imprint`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -62,10 +64,10 @@ class LwfSettings:
 class Lwf(Strategy):
     """Keeps the teacher as what it answers: its scores of the old classes on the new task's training rows.
 
-    They are taken once, as the task before ends, from the model that answers then. Rows are not changed from epoch to
-    epoch, so this is the live teacher to the bit, without a second model or a second forward; whatever happens to
-    blocks, base or head afterwards, the teacher stays what it was. Memory: rows * old classes. Where answers are words,
-    the distance is over the vocabulary, at the first token of the answer.
+    They are taken once, as the task before ends, from the model that answers then: the live teacher to the bit, without
+    a second model or a second forward. With train.augment it is asked about the picture itself, not about a view of it
+    (as in Mammoth). Whatever happens to blocks, base or head afterwards, the teacher stays what it was. Memory: rows *
+    old classes. Where answers are words, the distance is over the vocabulary, at the first token of the answer.
     """
 
     name = "lwf"
@@ -128,10 +130,9 @@ class Lwf(Strategy):
 
     def end_task(self, host: Host, task: Task) -> Sequence[Change]:
         """Ask the teacher of the next task, which is the model as it is now, for all it will be asked."""
-        old = host.seen
         self.teacher = torch.empty(0, 0)
         for later in host.tasks[task.index + 1 : task.index + 2]:
-            self.teacher = host.each(later.train, lambda b: host.objective.logits(host.forward(b), b, old)).cpu()
+            self.teacher = host.each(later.train, partial(_scores, host, _before(host, later))).cpu()
         return ()
 
     def state(self) -> dict[str, Tensor]:
@@ -143,6 +144,11 @@ class Lwf(Strategy):
         self.teacher = state["teacher"].clone()
 
 
+def _scores(host: Host, classes: Sequence[int], batch: Batch) -> Tensor:
+    """Return the model's scores of `classes`: [n, len(classes)]."""
+    return host.objective.logits(host.forward(batch), batch, classes)
+
+
 def _before(host: Host, task: Task) -> tuple[int, ...]:
-    """Return the classes of the tasks before `task`."""
+    """Return the classes of the tasks before `task`, in the order of the teacher's columns."""
     return tuple(sorted({c for earlier in host.tasks[: task.index] for c in earlier.classes}))

@@ -1,9 +1,16 @@
-"""Replay: a bounded buffer of earlier examples, rehearsed beside each batch of new ones."""
+"""Replay: a bounded buffer of earlier examples, rehearsed beside each batch of new ones (arXiv 1902.10486).
+
+    loss = mean l(x, y) + weight * mean l(x', y'),    (x', y') drawn from the buffer in each step
+
+Changed from that paper: rows are offered once each, when their task ends (as Avalanche does it; the paper offers them
+step by step), so what is rehearsed is old; and the two means are added, where the paper takes one over both batches.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -74,11 +81,11 @@ class ReplaySettings:
 
 
 class Replay(Strategy):
-    """Adds weight * mean cross-entropy of a draw from the buffer to each step.
+    """Adds the loss of a draw from the buffer to each step.
 
     New and stored examples are ranked among all classes seen, as one batch would be, unless `objective.classes` and
-    `classes` say otherwise. With new ones ranked among their own task's (ER-ACE) nothing would ever raise a new class
-    above an old one here: rows are offered once each, when their task ends, so what is stored is all old.
+    `classes` say otherwise. With new ones ranked among their own task's (ER-ACE) nothing here would ever raise a new
+    class above an old one.
     """
 
     name = "replay"
@@ -95,12 +102,20 @@ class Replay(Strategy):
 
     def terms(self, host: Host, step: int) -> Sequence[Term]:
         """Return the rehearsal loss: one term, or one for each task drawn from where classes = "task"."""
-        drawn = self.buffer.draw(self.settings.batch_size or host.train.batch_size, step)
-        if not len(drawn):
-            return ()
-        if self.settings.classes == "seen":
-            return (self._term(host, step, "rehearsal", drawn, host.seen, self.weight),)
-        return [self._task_term(host, step, drawn, task) for task in drawn[:, 0].unique().tolist()]
+        drawn = self.buffer.draw(self.settings.batch_size or host.train.batch_size, step)[:, :2]
+        groups = {"rehearsal": (drawn, host.seen)} if len(drawn) else {}
+        if self.settings.classes == "task":
+            tasks = drawn[:, 0].unique().tolist()
+            groups = {f"rehearsal.{t}": (drawn[drawn[:, 0] == t], host.tasks[t].classes) for t in tasks}
+        return [
+            Term(
+                name,
+                host.examples(rows, ("rehearse", step)),
+                partial(host.rehearse, classes=classes),
+                self.weight * (len(rows) / len(drawn)),
+            )
+            for name, (rows, classes) in groups.items()
+        ]
 
     @property
     def weight(self) -> float:
@@ -128,14 +143,3 @@ class Replay(Strategy):
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take the stored rows back."""
         self.buffer.rows = state["rows"].clone()
-
-    def _task_term(self, host: Host, step: int, drawn: Tensor, task: int) -> Term:
-        own = drawn[drawn[:, 0] == task]
-        weight = self.weight * len(own) / len(drawn)
-        return self._term(host, step, f"rehearsal.{task}", own, host.tasks[task].classes, weight)
-
-    def _term(self, host: Host, step: int, name: str, rows: Tensor, classes: Sequence[int], weight: float) -> Term:
-        def losses(batch: Batch) -> Tensor:
-            return host.rehearse(batch, classes)
-
-        return Term(name, host.examples(rows[:, :2], ("rehearse", step)), losses, weight)

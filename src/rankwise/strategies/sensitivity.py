@@ -27,7 +27,7 @@ class Sensitivity:
     """I' as "<name>.mean" and U as "<name>.spread"."""
 
     @torch.no_grad()
-    def score(self, name: str, parameter: nn.Parameter) -> Tensor:
+    def take(self, name: str, parameter: nn.Parameter) -> Tensor:
         """Return I' U of each value, after taking this step's gradient into both; `name` tells parameters apart."""
         now = torch.zeros_like(parameter) if parameter.grad is None else (parameter * parameter.grad).abs()
         zero = torch.zeros_like(now)
@@ -37,11 +37,14 @@ class Sensitivity:
         self.means.update({f"{name}.mean": mean, f"{name}.spread": spread})
         return mean * spread
 
-    def ranks(self, model: nn.Module) -> Tensor:
-        """Return score(w) + mean score(P) + mean score(Q) of each rank, site after site: [R], without a graph."""
+    def take_all(self, model: nn.Module) -> Tensor:
+        """Take this step's gradients in; return score(w) + mean score(P) + mean score(Q) of each rank: [R].
+
+        The ranks of all sites stand one after another.
+        """
         found = []
         for site, (_, bank) in banks_of(model).items():
-            score = {name: self.score(f"{site}/{name}", bank.live[name]) for name in ("A", "B", WEIGHT)}
+            score = {name: self.take(f"{site}/{name}", bank.live[name]) for name in ("A", "B", WEIGHT)}
             found.append((score[WEIGHT] + score["A"].mean(1) + score["B"].mean(0)).cpu())
         return torch.cat(found)
 

@@ -28,6 +28,14 @@ def test_rehearsal_starts_with_the_second_task(digits):
     assert names == [{"classify"}] * 5 + [{"classify", "rehearsal"}] * 10
 
 
+def test_offered_step_by_step_rows_of_the_task_under_way_are_rehearsed_too(digits):
+    run = digits("replay", strategy=[{**REPLAY, "offer": "step", "average": True}])
+    names = [set(event["losses"]) for event in events(run.path, "step")]
+    assert names == [{"classify"}] + [{"classify", "rehearsal"}] * 14
+    first = snapshots(run.path)[0]["strategies/replay/rows"]
+    assert len(first) == 20 and set(first[:, 0].tolist()) == {0}
+
+
 def test_the_buffer_holds_each_row_once_and_no_more_than_its_size(digits):
     run = digits("replay", strategy=[REPLAY])
     for t, end in enumerate(snapshots(run.path)):

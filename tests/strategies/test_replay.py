@@ -99,6 +99,15 @@ def test_rows_carry_their_own_labels_and_a_small_stream_is_kept_whole(policy):
         assert label == int(labels_of(task, 7)[position])
 
 
+def test_rows_offered_in_pieces_and_again_are_kept_as_if_offered_at_once():
+    """Of a reservoir: what it holds is a function of which rows were ever offered."""
+    whole, pieces, labels = filled("reservoir", 12, [40]), ReplayBuffer(12, "reservoir", 0), labels_of(0, 40)
+    for seed in range(3):  # epochs
+        for places in torch.randperm(40, generator=torch.Generator().manual_seed(seed)).split(7):
+            pieces.offer(0, labels[places], places)
+    assert torch.equal(pieces.rows, whole.rows)
+
+
 def test_a_buffer_is_a_function_of_its_seed():
     assert torch.equal(filled("reservoir", 9, [40, 40]).rows, filled("reservoir", 9, [40, 40]).rows)
     assert not torch.equal(filled("reservoir", 9, [40, 40]).rows, filled("reservoir", 9, [40, 40], seed=1).rows)

@@ -1,11 +1,11 @@
 """Dark replay with one LoRA through the stream: stored examples keep their scores and their labels.
 
-    L = loss(x, y) + alpha mean ||f(x') - z'||^2 + beta mean loss(f(x''), y'')
+    L = mean l(f(x), y) + alpha mean ||f(x') - z'||^2 / k + beta mean l(f(x''), y'')
 
 | symbol | shape | meaning |
 |---|---|---|
 | f | [n, classes] | scores of the model as it is |
-| x', z' | rows, [m, classes] | a draw from the reservoir and the scores it had when it was stored |
+| x', z' | rows, [m, k] | a draw from the reservoir, and the scores of the k classes known when it was stored |
 | x'', y'' | rows, [m] | another draw, with its labels |
 
 The adapter is one `lora` through the stream; the loss is the strategy `derpp`, which goes with most methods.

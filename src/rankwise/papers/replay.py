@@ -1,6 +1,6 @@
 """Replay with one LoRA through the stream: a bounded buffer of earlier examples, rehearsed in every step (ER).
 
-    L = loss(x, y) + weight mean loss(x', y')        from the second task on
+    L = mean l(x, y) + weight mean l(x', y')        from the second task on
 
 | symbol | shape | meaning |
 |---|---|---|

@@ -1,11 +1,11 @@
 """Dark replay (DER++, arXiv 2004.07211): remembered examples are held to the scores they once had, and to labels.
 
-    loss = mean l(x, y) + alpha * mean ||f(x') - z'||^2 / classes + beta * mean l(f(x''), y'')
+    loss = mean l(f(x), y) + alpha mean ||f(x') - z'||^2 / k + beta mean l(f(x''), y'')
 
 x' with its scores z', and x'' with its label y'', are two independent draws from one reservoir, which is offered the
 new examples of every step with the scores they had in it, before the update. With beta = 0 this is DER. Changed from
-the authors' code (Mammoth): the squared distance is over the classes known when z' was stored, not over all columns of
-a head that is as wide as the stream from the start.
+the authors' code (Mammoth): the distance is over the k classes known when z' was stored, not over all columns of a head
+that is as wide as the stream from the start.
 """
 
 from __future__ import annotations
@@ -131,10 +131,10 @@ class Derpp(Strategy):
         host.add_up([scores, times])
         places = places_of(host.task, host.batch)
         rows = torch.stack([torch.full_like(places, host.task.index), places], 1)
-        wide = torch.zeros(len(ids), 1 + max(c for task in host.tasks for c in task.classes))
-        wide[:, host.seen] = scores / times
         learnt = times[:, 0] > 0
-        self.buffer.offer(rows[learnt], wide[learnt])
+        wide = torch.zeros(int(learnt.sum()), 1 + max(c for task in host.tasks for c in task.classes))
+        wide[:, host.seen] = (scores / times)[learnt]
+        self.buffer.offer(rows[learnt], wide)
         self.noted = {}
 
     def remembered(self) -> Tensor:

@@ -2,8 +2,9 @@
 
     loss = mean l(x, y) + weight * mean l(x', y'),    (x', y') drawn from the buffer in each step
 
-Changed from that paper: rows are offered once each, when their task ends (as Avalanche does it; the paper offers them
-step by step), so what is rehearsed is old; and the two means are added, where the paper takes one over both batches.
+Two defaults are not that paper's: rows are offered when their task ends (as Avalanche does it), so that what is
+rehearsed is old, and the two means are added. The paper is `offer = "step"` with `average = true`: with as many stored
+examples as new ones that is one mean over both.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rankwise.config import Count, Positive
 from rankwise.objectives import Outputs
 from rankwise.seeds import derive, generator
 from rankwise.strategies.base import Strategy
-from rankwise.strategies.host import Host, Term
+from rankwise.strategies.host import Host, Term, places_of
 from rankwise.streams import Batch, Task
 
 
@@ -39,11 +40,14 @@ class ReplayBuffer:
         self.size, self.policy, self.seed = size, policy, seed
         self.rows = torch.empty(0, 3, dtype=torch.long)
 
-    def offer(self, task: int, labels: Tensor) -> None:
-        """Offer every training row of `task`, once; labels [n] in row order."""
-        count = len(labels)
-        new = torch.stack([torch.full((count,), task), torch.arange(count), labels.cpu()], 1)
-        rows = torch.cat([self.rows, new])
+    def offer(self, task: int, labels: Tensor, places: Tensor | None = None) -> None:
+        """Offer training rows of `task` with their labels [n], at `places` [n] in its training split; None: all of it.
+
+        A row that is offered again has its draw of before, so it neither comes twice nor comes back.
+        """
+        places = torch.arange(len(labels)) if places is None else places
+        new = torch.stack([torch.full_like(places, task), places, labels.cpu()], 1)
+        rows = torch.cat([self.rows, new]).unique(dim=0)
         draws = torch.tensor([derive(self.seed, "buffer", *row) for row in rows[:, :2].tolist()], dtype=torch.long)
         rows = rows[draws.argsort()]
         self.rows = rows[: self.size] if self.policy == "reservoir" else self._balance(rows)
@@ -74,6 +78,9 @@ class ReplaySettings:
     """Factor on the rehearsal loss."""
     average: bool = False
     """Divide both losses, new and rehearsed, by 1 + weight: their mean in place of their sum."""
+    offer: Literal["task", "step"] = "task"
+    """When training rows are offered to the buffer. task: all of a task's as it ends, so that what is rehearsed is old;
+    step: those of each step, after it."""
     classes: Literal["seen", "task"] = "seen"
     """Classes the rehearsal loss ranks: all seen so far, or those of the example's own task."""
     refresh_means: bool = True
@@ -84,8 +91,9 @@ class Replay(Strategy):
     """Adds the loss of a draw from the buffer to each step.
 
     New and stored examples are ranked among all classes seen, as one batch would be, unless `objective.classes` and
-    `classes` say otherwise. With new ones ranked among their own task's (ER-ACE) nothing here would ever raise a new
-    class above an old one.
+    `classes` say otherwise. Ranking new examples among their own task's classes alone, as ER-ACE does, fails here: as
+    stored rows are of earlier tasks, no example would then say that a new class scores higher than an old one (unless
+    `offer` = "step").
     """
 
     name = "replay"
@@ -127,9 +135,15 @@ class Replay(Strategy):
         shared = self.settings.average and len(self.buffer.rows)
         return losses / (1 + self.settings.weight) if shared else losses
 
+    def follow(self, host: Host, step: int) -> None:
+        """Offer the new examples of the step, if that is when."""
+        if self.settings.offer == "step":
+            self.buffer.offer(host.task.index, host.batch.labels, places_of(host.task, host.batch))
+
     def end_task(self, host: Host, task: Task) -> Sequence[Change]:
-        """Offer the finished task's training rows."""
-        self.buffer.offer(task.index, task.train.labels)
+        """Offer the finished task's training rows, if that is when."""
+        if self.settings.offer == "task":
+            self.buffer.offer(task.index, task.train.labels)
         return ()
 
     def remembered(self) -> Tensor:

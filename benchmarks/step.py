@@ -286,6 +286,10 @@ def tables(r: dict[str, Any]) -> str:
             table(["", "CPU ms", "over the floor, CPU", "wall", "extra peak memory, MB"], steps),
             "### The same step under `torch.compile`, CPU time over the floor's as it is",
             table(["", "as it is", "compiled", "compiled over as it is", "first step, seconds"], compiling),
+            "; ".join(
+                f"`lora` compiled over {n}: {t:.3f}"
+                for n, t in ((r.get("compiled") or {}).get("lora_over") or {}).items()
+            ),
             "### Decoding with 8 adapters in one batch, one token a row",
             table(["", "base, CPU ms", "PEFT, mixed batch", "ours, `shelf`", "ours over PEFT"], decode),
             "### Holding one more adapter, CPU ms for the k-th",

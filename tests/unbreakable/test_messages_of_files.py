@@ -1,4 +1,4 @@
-"""Errors of files, bases and saved parts that no other test provokes: each is raised where a user would meet it."""
+"""Errors of files, bases and saved parts that no other test provokes, each in full, from the part that raises it."""
 
 from __future__ import annotations
 

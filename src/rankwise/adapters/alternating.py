@@ -61,16 +61,15 @@ class PairedRule(torch.optim.Optimizer):
     def precondition(self) -> None:
         """Replace the gradients of the factors whose turn it is by their closed forms, and drop those of the others."""
         for pair in self.pairs:
-            a, b = wide(pair.a), wide(pair.b)
+            a, b = wide(pair.a), wide(pair.b).T
             of_a, of_b = self.turn(pair)
-            if not of_a:
-                pair.a.grad = None
-            elif pair.a.grad is not None:
-                pair.a.grad.copy_(closed_form(wide(pair.a.grad), b.T, pair.scale, self.ridge))
-            if not of_b:
-                pair.b.grad = None
-            elif pair.b.grad is not None:
-                pair.b.grad.copy_(closed_form(wide(pair.b.grad).T, a, pair.scale, self.ridge).T)
+            for moves, factor, partner, flipped in ((of_a, pair.a, b, False), (of_b, pair.b, a, True)):
+                if not moves:
+                    factor.grad = None
+                elif factor.grad is not None:
+                    gradient = wide(factor.grad)
+                    found = closed_form(gradient.T if flipped else gradient, partner, pair.scale, self.ridge)
+                    factor.grad.copy_(found.T if flipped else found)
 
     def turn(self, pair: Factors) -> tuple[bool, bool]:
         """Return whether A and whether B moves in the step to come."""

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from rankwise.adapters.alternating import Alternation, PairedRule
+from rankwise.adapters.paired import Factors
 from rankwise.strategies.base import Strategy
 from rankwise.strategies.host import Host
-from rankwise.strategies.paired import learning_pairs
+from rankwise.strategies.paired import pairs_of
 
 
 class Alternating(Strategy):
@@ -41,3 +42,9 @@ class Alternating(Strategy):
         """Turn gradients into closed forms, and drop those of the factors that wait for their turn."""
         if self.rule is not None:
             self.rule.precondition()
+
+
+def learning_pairs(host: Host, named: Mapping[str, nn.Parameter], name: str) -> list[Factors]:
+    """Return the pairs both of whose factors are among the parameters `named`; see `pairs_of`."""
+    known = set(named.values())
+    return [pair for pair in pairs_of(host, name) if pair.a in known and pair.b in known]

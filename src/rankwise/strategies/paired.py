@@ -33,12 +33,6 @@ def pairs_of(host: Host, name: str) -> list[Factors]:
     return [Factors(live["A"], live["B"], branch.scale * site.scale) for site, live in sites]
 
 
-def learning_pairs(host: Host, named: Mapping[str, nn.Parameter], name: str) -> list[Factors]:
-    """Return the pairs both of whose factors are among the parameters `named`; see `pairs_of`."""
-    known = set(named.values())
-    return [pair for pair in pairs_of(host, name) if pair.a in known and pair.b in known]
-
-
 class Preconditioned(Strategy):
     """Replaces the gradients of both factors, jointly, before they are clipped; the run's own rule takes them."""
 

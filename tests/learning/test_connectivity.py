@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from rankwise import saved
 from rankwise.errors import StorageError, UsageError
 from rankwise.learning.connectivity import barrier, connectivity_path, distance, linear_cka
+from rankwise.learning.ledger import Ledger
 
 I_LORA = [
     {"kind": "replay", "size": 12, "batch_size": 0, "average": True},
@@ -95,3 +97,11 @@ def test_what_has_no_line_is_refused_by_name(small, tmp_path, run):
         saved.path(small.run(tmp_path / "joint", "joint"))
     with pytest.raises(StorageError, match="no run there"):
         saved.path(tmp_path / "nothing")
+
+
+def test_a_task_whose_end_is_gone_is_named(small, tmp_path):
+    run = small.run(tmp_path / "run", "lora")
+    first, _ = sorted(Ledger(run).task_ends().items())[0]
+    shutil.rmtree(Ledger(run).task_ends()[first])
+    with pytest.raises(StorageError, match="no snapshot of the end of .*: it was not learnt .yet., or the snapshot is"):
+        saved.path(run, alphas=2)

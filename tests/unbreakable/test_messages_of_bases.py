@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import MambaConfig, MambaForCausalLM, Wav2Vec2Config, Wav2Vec2Model
 
 from rankwise.errors import DataError, UsageError
 from rankwise.models import load_backbone
@@ -97,3 +98,21 @@ def test_names_and_kinds() -> None:
         find("no/base", None, False)
     with pytest.raises(UsageError, match=r"model.quantize = 'nf5': no such kind; did you mean 'nf4'\?"):
         quantise(nn.Sequential(nn.Linear(2, 2)), "nf5")
+
+
+def test_a_base_that_hears(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    few = {"conv_dim": (8,) * 7, "num_conv_pos_embedding_groups": 2}
+    Wav2Vec2Model(Wav2Vec2Config(**sizes, **few)).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="its inputs are 'input_values'; a base reads images or text"):
+        load_backbone(str(tmp_path))
+
+
+def test_a_language_model_without_a_cache_of_keys(writers: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(writers("gpt2"), tmp_path / "mamba"))
+    (folder / "model.safetensors").unlink()
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    config = MambaConfig(vocab_size=vocabulary, hidden_size=8, num_hidden_layers=1, state_size=4)
+    MambaForCausalLM(config).save_pretrained(folder)
+    with pytest.raises(DataError, match="MambaForCausalLM takes no past_key_values; take another language model"):
+        load_backbone(str(folder), answers=Answers(length=4))

@@ -12,6 +12,7 @@ import datasets
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import rankwise
 from rankwise import demo, saved, storage, tensors
@@ -30,7 +31,8 @@ from rankwise.objectives import Classify
 from rankwise.papers import method
 from rankwise.streams.digests import file_sha256
 from rankwise.streams.images import _file_bytes
-from rankwise.streams.scenarios import _chunks
+from rankwise.streams.rows import Rows
+from rankwise.streams.scenarios import Domain, _chunks, domain_incremental
 from rankwise.streams.sources import read
 from rankwise.surgery.peft.writing import _beside
 from rankwise.tensors import save_tensors
@@ -85,6 +87,17 @@ def foreign_tensor(place: Path) -> None:
 
 def not_of_this_run(place: Path) -> None:
     learner_of(*resolve({"method": "lora", "train": {"steps": 1}})).restore({}, {})
+
+
+def beside_the_mlp(place: Path) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = rankwise.adapt(LlamaForCausalLM(LlamaConfig(vocab_size=9, **sizes)), "lora", rank=2, sites="mlp-span")
+    rankwise.export(model, place / "out")
+
+
+def nothing_to_test(place: Path) -> None:
+    rows = Rows(["a", "b"], ["x", "y"], torch.arange(2), "text", "rows.csv")
+    domain_incremental([Domain("shop", rows, rows.take([]))], seed=0)
 
 
 BESIDE = Site("head", "head", "linear", 3, 2, reads="body")
@@ -152,6 +165,11 @@ SAID: dict[str, tuple[type[RankwiseError], Call]] = {
         lambda place: Bank({"A": Spec(("rank", "in"), "down")}, "rank").positions("two"),
     ),
     "holds no decomposition of a weight [3, 3]; delete it": (StorageError, wrong_spectrum),
+    "'model.layers.0.mlp.down_proj.span' reads the input of another module, which no LoRA of PEFT does": (
+        UsageError,
+        beside_the_mlp,
+    ),
+    "task 'shop': test has no rows; give it data or leave the task out": (DataError, nothing_to_test),
     "0/live.w: not a tensor of this adapter": (UsageError, foreign_tensor),
 }
 

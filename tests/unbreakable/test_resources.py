@@ -120,6 +120,32 @@ def test_a_limit_is_named_and_the_next_command_goes_on(crash, stage, name, limit
     assert list(crash._continued(play, folder, place / "next", done=False)) == []
 
 
+def test_a_model_larger_than_a_file_may_be(tmp_path):
+    """The configuration fits, the weights do not: safetensors has errors of its own."""
+    from transformers import ViTConfig, ViTModel
+
+    from rankwise.errors import StorageError
+    from rankwise.surgery.plain import write_plain
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    model = ViTModel(ViTConfig(**sizes), add_pooling_layer=False)
+
+    def act() -> tuple[int, str]:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        try:
+            write_plain(model, None, tmp_path / "out", {})
+        except StorageError as error:
+            return 1, str(error)
+        return 0, ""
+
+    code, said = answer(act)
+    assert code == 1, said
+    assert "cannot be written: Error while serializing" in said
+    assert "free space there, or name another place for temporary files with TMPDIR" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_memory_that_runs_out_is_named(crash, stage):
     place, plays = stage
     play = plays["run mora"]

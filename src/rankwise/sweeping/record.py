@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import RankwiseError, StorageError
+from rankwise.errors import StorageError
 from rankwise.files import load_json, write_file
 from rankwise.sweeping.grid import combinations
 from rankwise.sweeping.plan import TUNING, Cell, Plan
@@ -39,8 +39,6 @@ class Record:
 
     def add(self, cell: Cell, results: Mapping[str, Any]) -> dict[str, Any]:
         """Note that a cell is done. Of a tuning run the validation average is kept, and nothing of its test scores."""
-        if cell.stage == "tune" and results.get(SCORE) is None and "error" not in results:
-            raise RankwiseError(f"{cell.name()}: a task has no validation rows, so nothing can be picked on them")
         entry = {"stage": cell.stage, "method": cell.method, "values": dict(cell.values), "seed": cell.seed}
         kept = ("error", SCORE, "wall_seconds") if cell.stage == "tune" else tuple(results)
         scores = {key: results[key] for key in kept if key in results and _is_scalar(results[key])}

@@ -195,7 +195,7 @@ CLAIMS = (
             Threshold("ungated: loss / just learnt", ">=", 1.15),
         ),
         routing,
-        seeds=3,
+        seeds=10,
     ),
     Claim(
         "brainstacks",
@@ -209,7 +209,7 @@ CLAIMS = (
             Threshold("percent more than by going on", ">", 0),
         ),
         boosting,
-        seeds=3,
+        seeds=10,
     ),
     Claim(
         "brainstacks",

@@ -179,7 +179,7 @@ CLAIMS = (
             Threshold("last accuracy, less LoRA's", ">", 0),
         ),
         on_text,
-        seeds=3,
+        seeds=10,
         needs=text.missing,
         note="16 steps a task instead of 500: the threshold has few steps to act in.",
     ),

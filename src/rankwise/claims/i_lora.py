@@ -195,7 +195,7 @@ CLAIMS = (
             Threshold("slow copy - fast copy", ">=", 2),
         ),
         keeps,
-        seeds=3,
+        seeds=10,
     ),
     Claim(
         "i-lora",

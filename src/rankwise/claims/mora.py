@@ -164,7 +164,7 @@ CLAIMS = (
             Threshold("last accuracy, less LoRA's", ">", 0),
         ),
         on_text,
-        seeds=3,
+        seeds=10,
         needs=text.missing,
     ),
 )

@@ -69,14 +69,6 @@ def test_forward_transfer_of_gem_and_of_the_survey():
     assert metrics.intransigence(R, [92.0, 85.0, 86.0]) == pytest.approx((2 + 0 + 6) / 3)
 
 
-def test_relative_numbers():
-    R = [[0.8, 0.0], [0.6, 0.5]]
-    assert metrics.relative_forgetting(R) == pytest.approx(0.25)
-    assert metrics.normalised_average(R, [0.8, 1.0]) == pytest.approx((0.75 + 0.5) / 2)
-    assert metrics.normalised_average(R, [0.0, 1.0]) is None
-    assert metrics.relative_forgetting([[0.0, 0.0], [0.0, 0.5]]) is None
-
-
 def test_seen_accuracy_weighs_samples():
     R = [[80.0, 0.0], [60.0, 90.0]]
     assert metrics.seen_accuracy(R, [300, 100]) == pytest.approx((60 * 300 + 90 * 100) / 400)

@@ -87,8 +87,6 @@ class Branch(ABC):
     """True if `plain` gives two factors of few ranks."""
     additive: ClassVar[bool] = True
     """False: what a block adds depends on the other blocks, so that only all of them together can be folded."""
-    reads_weight: ClassVar[bool] = False
-    """True if `delta` needs the base's weight, and so a base whose weight can be read."""
     whole_batch: ClassVar[bool] = False
     """True if it puts losses into the context that are no sums over examples: no micro-batches, no second process."""
 

@@ -37,7 +37,6 @@ class Dora(Pair):
     dropped, the base's output is not.
     """
 
-    reads_weight: ClassVar[bool] = True
     thin: ClassVar[bool] = False
     additive: ClassVar[bool] = False
 

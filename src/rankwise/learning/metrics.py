@@ -110,20 +110,6 @@ def forgetting_best_ever_minus_last(R: Matrix) -> float | None:
     return _mean(_minus(_best(table, j, len(table)), table[-1][j]) for j in range(len(table) - 1))
 
 
-def relative_forgetting(R: Matrix) -> float | None:
-    """1/(T-1) sum_{j<T} (a_{j,j} - a_{T,j}) / a_{j,j}: the lost share of each task's own first score, so that easy and
-    hard tasks weigh alike. 1 = all lost. `None` also where a first score is 0."""
-    table = _checked(R)
-    return _mean(_ratio(_minus(table[j][j], table[-1][j]), table[j][j]) for j in range(len(table) - 1))
-
-
-def normalised_average(R: Matrix, reference: Vector) -> float | None:
-    """1/T sum_{j<=T} a_{T,j} / a*_j: the share of a reference (e.g. one model a task) reached. `None` if a*_j = 0."""
-    table = _checked(R)
-    best = _checked_vector("reference", reference, table)
-    return _mean(_ratio(table[-1][j], best[j]) for j in range(len(table)))
-
-
 def backward_transfer(R: Matrix) -> float | None:
     """BWT = 1/(T-1) sum_{j<T} (a_{T,j} - a_{j,j}) (GEM). Negative = forgetting."""
     table = _checked(R)
@@ -313,10 +299,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _minus(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
-
-
-def _ratio(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None or b == 0 else a / b
 
 
 def _average(table: _Table, k: int) -> float | None:

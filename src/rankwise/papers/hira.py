@@ -29,7 +29,6 @@ class Multiplied(Pair):
 
     thin: ClassVar[bool] = False  # no two thin factors give it
     additive: ClassVar[bool] = False  # all blocks are folded together
-    reads_weight: ClassVar[bool] = True  # W0, in each forward
 
     def delta(
         self, x: Tensor, y: Tensor, blocks: Blocks, context: Context, site: Site, module: nn.Module, training: bool

@@ -15,6 +15,7 @@ import pytest
 
 from rankwise import cli
 
+pytestmark = pytest.mark.timeout(1200)  # all points are one fixture: minutes where the machine does other work, too
 READERS = {"log", "evaluate", "compare", "methods", "show", "schema"}
 """Commands that write nothing."""
 LEAST = 2000

@@ -1,4 +1,5 @@
-"""Which method goes with which strategy: every pair trains, saves and resumes on a tiny base, or is refused by name.
+"""Which method goes with which strategy, and with which dynamics of another: every pair trains, saves and resumes on a
+tiny base, or is refused by name.
 
     python benchmarks/composition.py
 
@@ -21,6 +22,7 @@ import torch
 from transformers import ViTConfig, ViTModel
 
 from rankwise import papers
+from rankwise.adapters import is_adapted, ledger
 from rankwise.api import backbone_of, branch_of, parts_of, resolve
 from rankwise.config import Config
 from rankwise.errors import UsageError
@@ -113,29 +115,42 @@ class Memory:
 
 @dataclass(frozen=True)
 class Cell:
-    """One method with some strategies."""
+    """One method with some strategies, or with other dynamics than its own."""
 
     method: str
-    strategies: tuple[str, ...]
+    strategies: tuple[str, ...] = ()
+    dynamics: str = ""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What does not come with the method."""
+        return (self.dynamics,) if self.dynamics else self.strategies
 
     @property
     def config(self) -> dict[str, Any]:
         """The run of the cell."""
         parts = [*(p for name in self.strategies for p in PARTNERS.get(name, ())), *self.strategies]
         learns = papers.method(self.method).live == "adapter"
+        other = {"dynamics": {"kind": self.dynamics}} if self.dynamics else {}
         return {
             "method": self.method,
             "model": {"name": str(base())},
             "stream": {"name": "digits", "classes_per_task": 5, "train_limit": 10, "test_limit": 10},
-            "adapter": {"rank": 4} if learns else {},
+            "adapter": ({"rank": 4} if learns else {}) | other,
             "strategy": [{"kind": name, **SMALL.get(name, {})} for name in dict.fromkeys(parts)],
             "train": {"steps": 2, "batch_size": 4, "lr": 1e-2, "device": "cpu", "snapshot_seconds": 0, "log_every": 1},
         }
 
 
+def dynamics() -> tuple[str, ...]:
+    """Return the dynamics there are, by the methods that bring them."""
+    return tuple(slug for slug in papers.slugs() if papers.method(slug).dynamics is not None)
+
+
 def cells() -> list[Cell]:
-    """Return every method alone, then with each strategy."""
-    return [Cell(m, s) for m in papers.slugs() for s in ((), *((name,) for name in STRATEGIES))]
+    """Return every method alone, with each strategy, and with the dynamics of each other method."""
+    alone = [Cell(m, s) for m in papers.slugs() for s in ((), *((name,) for name in STRATEGIES))]
+    return [*alone, *(Cell(m, dynamics=kind) for m in papers.slugs() for kind in dynamics() if kind != m)]
 
 
 def pairs() -> Iterator[tuple[str, str]]:
@@ -148,7 +163,7 @@ def refusal(cell: Cell) -> str | None:
     """Run a cell whole, and again with a stop in the middle; return why it was refused, None if it was not.
 
     Raises:
-        AssertionError: the resumed run differs, or the refusal names no strategy.
+        AssertionError: the resumed run differs, the adapter did not learn, or the refusal names no part of the cell.
 
     """
     try:
@@ -162,14 +177,24 @@ def refusal(cell: Cell) -> str | None:
         except UsageError as error:
             return f"at the start of a task, when it shows: {named(cell, error)}"
         assert done.total >= 2, f"{cell}: {done.total} steps"
+        assert learnt(learner), f"{cell}: no weight of the adapter moved"
         assert resumed(cell, parted, done.total // 2 + 1) == whole.left(), f"{cell}: the resumed run differs"
     return None
 
 
+def learnt(learner: Learner) -> bool:
+    """Say whether the adapter, or an edit of the base, changes what the model says; True where there is none."""
+    if not is_adapted(learner.model) or ledger(learner.model):
+        return True
+    rows = learner.tasks[0].test
+    return not torch.equal(learner.features(rows), learner.features(rows, ()))
+
+
 def named(cell: Cell, error: UsageError) -> str:
-    """Return the text of a refusal, which must name a strategy of the cell."""
-    kinds = [part["kind"] for part in cell.config["strategy"]]
-    assert not kinds or any(f"'{kind}'" in str(error) for kind in kinds), f"{cell}: it names no strategy: {error}"
+    """Return the text of a refusal, which must name a part of the cell."""
+    kinds = [part["kind"] for part in cell.config["strategy"]] + [cell.dynamics] * bool(cell.dynamics)
+    words = [*(f"'{kind}'" for kind in kinds), *(["dynamics"] if cell.dynamics else [])]
+    assert not kinds or any(word in str(error) for word in words), f"{cell}: it names no part: {error}"
     return str(error)
 
 
@@ -231,39 +256,69 @@ def stream(table: str) -> Stream:
 
 
 def page(found: Mapping[Cell, str | None]) -> str:
-    """Return the table as Markdown: a row a method, a column a strategy, a note for each reason."""
-    names, notes = [ALONE, *STRATEGIES], list[str]()
+    """Return two tables as Markdown: a row a method, a column a part, a note for each reason."""
+    notes: list[str] = []
+    by_strategy = {name: {m: Cell(m, () if name == ALONE else (name,)) for m in papers.slugs()} for name in COLUMNS}
+    by_dynamics = {kind: {m: Cell(m, dynamics=kind) for m in papers.slugs() if m != kind} for kind in dynamics()}
+    first, second = (table(columns, found, notes) for columns in (by_strategy, by_dynamics))
+    listed = [f"{i}. {note}" for i, note in enumerate(notes, start=1)]
+    lines = [*HEAD.splitlines(), "", *first, "", *BETWEEN.splitlines(), "", *second, "", *REASONS.splitlines(), ""]
+    return "\n".join([*lines, *listed, ""])
 
-    def mark(cell: Cell) -> str:
-        reason = found[cell]
+
+def shown(cell: Cell, reason: str) -> str:
+    """Return a reason as the page has it, alike for cells that differ in a name alone."""
+    for word in (cell.dynamics, cell.method):
+        reason = reason.replace(f"'{word}'", "…") if word else reason
+    return " ".join(reason.split())
+
+
+def table(columns: Mapping[str, Mapping[str, Cell]], found: Mapping[Cell, str | None], notes: list[str]) -> list[str]:
+    """Return the lines of one table; new reasons join `notes`."""
+
+    def mark(cell: Cell | None) -> str:
+        if cell is None:
+            return "own"
+        reason = found[cell] and shown(cell, found[cell] or "")
         if reason is None:
             return "yes"
         if reason not in notes:
             notes.append(reason)
         return f"[{notes.index(reason) + 1}]"
 
-    rows = [[f"`{m}`", *(mark(Cell(m, () if name == ALONE else (name,))) for name in names)] for m in papers.slugs()]
-    table = [["method", *(name if name == ALONE else f"`{name}`" for name in names)], ["---"] * (len(names) + 1), *rows]
-    lines = [f"| {' | '.join(row)} |" for row in table]
-    listed = [f"{i}. {' '.join(note.split())}" for i, note in enumerate(notes, start=1)]
-    return "\n".join([*HEAD.splitlines(), "", *lines, "", "## Refused, and why", "", *listed, ""])
+    head = ["method", *(name if name == ALONE else f"`{name}`" for name in columns)]
+    rows = [[f"`{m}`", *(mark(column.get(m)) for column in columns.values())] for m in papers.slugs()]
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
+COLUMNS = (ALONE, *STRATEGIES)
+REASONS = """## Refused, and why
+
+Where a reason names the method or the dynamics of its cell, it has `…` here.
+"""
 HEAD = """# What goes with what
 
 Written by `benchmarks/composition.py`; do not edit. Each cell is a run of two tasks on a tiny vision transformer: it
 trains, is stopped in the middle, resumes from its snapshot and ends with the same bits as a run that was not stopped
-(yes), or is refused by an error that names the strategy and the reason (a number): before anything is trained, unless
+(yes), or is refused by an error that names the part and the reason (a number): before anything is trained, unless
 the reason says otherwise.
+
+## Methods with strategies
+
 `consistency` runs beside `replay` and `ema`, which it needs.
 
 Strategies act in the order of their names, whatever the order in a config, so two of them give the same bits both ways.
+"""
+BETWEEN = """## Methods with the dynamics of another
+
+`[adapter.dynamics] kind = "altlora"` in the config of any method: how gradients become updates, and what is done to the
+adapter between steps. The rest of the method stays: its form, its gate, its start, its strategies.
 """
 
 
 def show(done: int, of: int, cell: Cell, reason: str | None) -> None:
     """Print one line of progress."""
-    print(f"{done}/{of} {cell.method} + {', '.join(cell.strategies) or '-'}: {reason or 'yes'}", flush=True)
+    print(f"{done}/{of} {cell.method} + {', '.join(cell.parts) or '-'}: {reason or 'yes'}", flush=True)
 
 
 def main(asked: Sequence[str] = ()) -> int:

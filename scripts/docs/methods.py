@@ -226,7 +226,7 @@ def other(method: Method) -> list[str]:
         "head alone": method.live == "head",
         "all tasks at once": method.order == "at-once",
         "task known": method.oracle,
-        "edits the base": method.edits_base,
+        "edits the base": method.init.residual or (method.dynamics is not None and method.dynamics.folds),
         "4-bit base": "model" in method.defaults,
         "scale": method.scaling is rank_stabilised,
     }

@@ -1,12 +1,14 @@
-"""Every method with every strategy trains, saves and resumes, or is refused by name; two strategies go both ways round.
+"""Every method with every strategy, and with the dynamics of every other, trains, saves and resumes, or is refused by
+name; two strategies go both ways round.
 
-The whole table is slow; a part of it that a seed draws, another one in each version of the table, is always tested.
+The whole tables are slow; a part of them that a seed draws, another one in each version, is always tested.
 """
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loading import benchmark
@@ -17,48 +19,58 @@ from rankwise.strategies import STRATEGIES
 ROOT = Path(__file__).parents[2]
 composition = benchmark("composition")
 """Makes the table."""
-TABLE = [(method, name) for method in papers.slugs() for name in ("", *STRATEGIES)]
-DRAWN = sorted(random.Random(f"{len(TABLE)} cells").sample(TABLE, 12))
-ALWAYS = [(method, name) for method in ("lora", "mora", "finetune") for name in STRATEGIES]
+Cell = composition.Cell
+TABLE = composition.cells()
+DRAWN = random.Random(f"{len(TABLE)} cells").sample(TABLE, 24)
+ALWAYS = [Cell(method, (name,)) for method in ("lora", "mora", "finetune") for name in STRATEGIES]
 PAIRS = [(a, b) for i, a in enumerate(STRATEGIES) for b in list(STRATEGIES)[i + 1 :]]
 
 
-def holds(method: str, name: str) -> str | None:
-    if "quantize" in papers.method(method).defaults.get("model", {}):
+def holds(cell: Any) -> str | None:
+    if "quantize" in papers.method(cell.method).defaults.get("model", {}):
         pytest.importorskip("bitsandbytes")
-    return composition.refusal(composition.Cell(method, (name,) if name else ()))
+    return composition.refusal(cell)
 
 
-def page() -> dict[tuple[str, str], str]:
-    """Return the cells of the published table, the text of the reason in the place of its number."""
+def page() -> dict[Any, str]:
+    """Return the cells of the published tables, the text of the reason in the place of its number."""
     text = (ROOT / "docs" / "composition.md").read_text(encoding="utf-8")
-    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     reasons = dict(line.split(". ", 1) for line in text.splitlines() if line.split(".")[0].isdigit())
-    names = ["", *rows[0][2:]]
-    marks = {(row[0], name): mark for row in rows[2:] for name, mark in zip(names, row[1:], strict=True)}
-    return {cell: reasons.get(mark.strip("[]"), mark) for cell, mark in marks.items()}
+    found: dict[Any, str] = {}
+    for part in text.split("\n## "):
+        rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in part.splitlines() if line[:1] == "|"]
+        for method, *marks in rows[2:]:
+            for name, mark in zip(rows[0][1:], marks, strict=True):
+                strategies = () if name == composition.ALONE else (name,)
+                cell = Cell(method, strategies) if name in composition.COLUMNS else Cell(method, dynamics=name)
+                found |= {} if mark == "own" else {cell: reasons.get(mark.strip("[]"), mark)}
+    return found
 
 
-def test_the_published_table_holds_every_cell():
+def label(cell: Any) -> str:
+    return " with ".join((cell.method, *cell.parts))
+
+
+def test_the_published_tables_hold_every_cell():
     assert page().keys() == set(TABLE), "run `python benchmarks/composition.py`"
 
 
-@pytest.mark.parametrize(("method", "name"), sorted({*ALWAYS, *DRAWN}))
-def test_a_cell_trains_saves_and_resumes_or_is_refused_as_published(method, name):
-    reason = holds(method, name)
-    assert page()[method, name] == ("yes" if reason is None else " ".join(reason.split()))
+@pytest.mark.parametrize("cell", sorted({*ALWAYS, *DRAWN}, key=label), ids=label)
+def test_a_cell_trains_saves_and_resumes_or_is_refused_as_published(cell):
+    reason = holds(cell)
+    assert page()[cell] == ("yes" if reason is None else composition.shown(cell, reason))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "name"), sorted(set(TABLE) - {*ALWAYS, *DRAWN}))
-def test_every_other_cell_does_too(method, name):
-    reason = holds(method, name)
-    assert page()[method, name] == ("yes" if reason is None else " ".join(reason.split()))
+@pytest.mark.parametrize("cell", sorted(set(TABLE) - {*ALWAYS, *DRAWN}, key=label), ids=label)
+def test_every_other_cell_does_too(cell):
+    reason = holds(cell)
+    assert page()[cell] == ("yes" if reason is None else composition.shown(cell, reason))
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_two_strategies_give_the_same_bits_in_both_orders_or_a_refusal(pair):
-    one, other = (composition.outcome(composition.Cell("lora", order)) for order in (pair, pair[::-1]))
+    one, other = (composition.outcome(Cell("lora", order)) for order in (pair, pair[::-1]))
     assert isinstance(one, str) == isinstance(other, str)
     if isinstance(one, str):
         assert all(any(f"'{name}'" in text for name in pair) for text in (one, other))
@@ -70,4 +82,4 @@ def test_a_cell_that_resumes_to_other_bits_is_noticed(monkeypatch):
     part = STRATEGIES["ema"]
     monkeypatch.setattr(part, "restore", lambda self, state: None)
     with pytest.raises(AssertionError, match="the resumed run differs"):
-        holds("lora", "ema")
+        holds(Cell("lora", ("ema",)))

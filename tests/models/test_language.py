@@ -124,6 +124,17 @@ def test_features_of_a_language_model_do_not_depend_on_padding(load, kind):
     assert len(with_answers.hidden) == (6 if kind == "t5" else 3)
 
 
+def test_each_state_comes_with_the_mask_of_its_own_tokens(load):
+    """Two pairs whose padded prompts are as long as their padded answers: no shape tells the two apart."""
+    pairs = [("the cat sits", "the dog"), ("yes", "red blue on")]
+    backbone = load("t5")
+    batch = backbone.encode(pairs)
+    assert batch["attention_mask"].shape == batch["answer_mask"].shape
+    reading = backbone.language.read(backbone.module, batch)
+    wanted = [batch["attention_mask"]] * 3 + [batch["answer_mask"]] * 3
+    assert all(found is mask for found, mask in zip(reading.real, wanted, strict=True))
+
+
 def test_models_without_a_language_head_are_refused(load, tmp_path):
     BertForMaskedLM(
         BertConfig(vocab_size=22, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -22,10 +23,12 @@ from products import (
     rule_of,
     scaled_run,
 )
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankwise.adapters import banks_of
 from rankwise.adapters.alternating import Alternation, PairedRule, realigned
-from rankwise.adapters.paired import closed_form
+from rankwise.adapters.paired import Factors, closed_form
 from rankwise.claims.altlora import CLAIMS, alternate, bent_product, relative
 from rankwise.config import parse_record
 from rankwise.errors import UsageError
@@ -114,6 +117,40 @@ def test_both_at_once_move_by_the_two_projections_and_their_cross_term():
     cross = g @ torch.linalg.pinv(a) @ torch.linalg.pinv(b) @ g
     wanted = -0.1 * (onto_columns(b) @ g + g @ onto_rows(a)) + 0.01 * cross
     torch.testing.assert_close(toy.weight.detach() - before, wanted)
+
+
+def test_both_at_once_with_momentum_do_the_same_to_the_transposed_problem():
+    """Each momentum is realigned with the partner of the backward, not with the one that has just moved."""
+    target, ends = draw(OUT, IN), []
+    for transposed in (False, True):
+        t = target.T if transposed else target
+        a, b = (nn.Parameter(draw(*size)) for size in ((RANK, IN), (OUT, RANK)))
+        a, b = (nn.Parameter(b.detach().T.clone()), nn.Parameter(a.detach().T.clone())) if transposed else (a, b)
+        rule = PairedRule([Factors(a, b, SCALE)], Alternation(ridge=0.0, beta1=0.9, first="both"), 0.05)
+        for _ in range(20):
+            gradient = SCALE * (b @ a).detach() - t
+            a.grad, b.grad = SCALE * b.detach().T @ gradient, SCALE * gradient @ a.detach().T
+            rule.precondition()
+            rule.step()
+        ends.append((b @ a).detach().T if transposed else (b @ a).detach())
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9)
+
+
+def test_momentum_is_realigned_without_a_matrix_as_large_as_the_weight():
+    class Watch(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = func(*args, **(kwargs or {}))
+            self.largest = max(self.largest, found.numel()) if isinstance(found, torch.Tensor) else self.largest
+            return found
+
+    momentum, before, partner = draw(RANK, 40), draw(RANK, 50), draw(RANK, 50)
+    with Watch() as watch:
+        found = realigned(momentum, before, partner, NONE)
+    assert 0 < watch.largest <= RANK * 50
+    wanted = torch.linalg.pinv(partner.T) @ (before.T @ momentum)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_the_moments_are_corrected_for_their_start_by_each_factors_own_steps():

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+from rankwise.api import adapt
+from rankwise.models import load_backbone
+from rankwise.models.language import Answers
 from rankwise.papers.brainstacks.outcomes import discover, one_hot, targets
 from rankwise.papers.brainstacks.router import Fitting, MetaRouter, fit, rebuilt, states_read
+from rankwise.papers.brainstacks.routing import bare_states
 from rankwise.seeds import generator
+from rankwise.streams import Batch, Split
 
 
 def randn(*shape: int, key: str) -> Tensor:
@@ -61,6 +67,19 @@ def test_targets_lean_to_the_examples_own_domain():
 
 
 # The router
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_it_reads_all_tokens_of_the_prompt_and_none_of_the_answer(kind, writers):
+    """Prompts and answers are of one length here, so a mask of answers could be taken for one of prompts."""
+    backbone = load_backbone(str(writers(kind)), answers=Answers(length=8))
+    adapt(backbone.module, "lora", rank=2)
+    split = Split([("the cat sits", "the dog"), ("yes", "red blue on")], torch.zeros(2).long(), torch.arange(2))
+    batch = Batch(backbone.encode(split.inputs), split.labels, split.ids)
+    host = SimpleNamespace(model=backbone.module, backbone=backbone)
+    _, tokens = bare_states(host, batch)  # pyright: ignore[reportArgumentType]
+    prompts = backbone.encode([prompt for prompt, _ in split.inputs])["attention_mask"].sum(1)
+    assert tokens.sum(1).tolist() == prompts.tolist()
 
 
 def router(count: int = 3, dim: int = 8) -> MetaRouter:

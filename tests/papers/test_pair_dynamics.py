@@ -35,6 +35,24 @@ def test_it_refuses_what_has_no_pair_of_factors(kind, tmp_path):
         started(method="finetune", adapter={"dynamics": {"kind": kind}})()
 
 
+GATED = ("adalora", "allora", "codyra", "dora", "dylora", "hira", "moe-lora", "mora")
+"""Methods whose update is not s B A of the live factors, so that no closed form is that of its gradient."""
+
+
+@pytest.mark.parametrize("kind", ["altlora", "lora-pro"])
+@pytest.mark.parametrize("method", GATED)
+def test_it_refuses_a_pair_with_anything_between_or_around_it(method, kind, digits):
+    with pytest.raises(ConflictError, match=f"{kind!r} needs two factors.*choose a method of plain pairs"):
+        digits(method, adapter={"dynamics": {"kind": kind}})
+
+
+@pytest.mark.parametrize("kind", DYNAMICS)
+@pytest.mark.parametrize(("method", "part"), [("lora", "ewc"), ("lora", "l2"), ("lora-append", "orthogonal")])
+def test_it_refuses_a_loss_of_the_factors_themselves(method, part, kind, digits):
+    with pytest.raises(ConflictError, match=f"{kind!r} and {part!r}, which adds a loss of the factors themselves"):
+        digits(method, adapter={"dynamics": {"kind": kind}}, strategy=[{"kind": part}])
+
+
 def test_every_site_has_its_own_scale_and_pairs_are_found_by_site():
     """Three factors lie between A and B of one site in the order of parameters, were pairs taken by neighbourhood."""
     from rankwise.strategies.paired import pairs_of

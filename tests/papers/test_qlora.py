@@ -118,13 +118,23 @@ def test_a_run_over_it_learns_says_so_and_merges(digits, tmp_path):
         )
 
 
-@pytest.mark.parametrize("method", ["finetune", "osft"])
-def test_a_base_that_changes_is_refused(method, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "adapter", "said"),
+    [
+        ("finetune", {}, "method 'finetune', whose base learns"),
+        ("osft", {}, "adapter.init = 'osft', which takes what a block starts with out of the base"),
+        ("lora", {"init": "pissa"}, "adapter.init = 'pissa', which takes"),
+        ("codyra", {}, "dynamics 'codyra', which fold blocks into the base"),
+        ("lora", {"dynamics": {"kind": "relora"}}, "dynamics 'relora', which fold blocks into the base"),
+    ],
+)
+def test_a_base_that_changes_is_refused(method, adapter, said, tmp_path, monkeypatch):
     from rankwise import api
 
     monkeypatch.setattr(api, "load_backbone", lambda *args, quantize=None, **kw: load_backbone(*args, **kw))
-    config = {"method": method, "model": {"name": "embedded:vit", "quantize": "nf4"}, "stream": {"name": "digits"}}
-    with pytest.raises(ConflictError, match="quantize = .nf4. and method .*remove model.quantize"):
+    base = {"name": "embedded:vit", "quantize": "nf4"}
+    config = {"method": method, "model": base, "stream": {"name": "digits"}, "adapter": adapter}
+    with pytest.raises(ConflictError, match=f"quantize = .nf4. and {said}.*remove model.quantize"):
         rankwise.run(config, out=tmp_path / "run")
 
 

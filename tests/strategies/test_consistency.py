@@ -21,12 +21,12 @@ def states(layers: int = 3, grad: bool = False) -> list[torch.Tensor]:
 def test_it_is_the_mean_over_layers_tokens_and_channels():
     fast, slow = states(), states()
     wanted = torch.stack([(f - s).square().mean((1, 2)) for f, s in zip(fast, slow, strict=True)]).mean(0)
-    torch.testing.assert_close(apart(fast, slow, None), wanted)
+    torch.testing.assert_close(apart(fast, slow, [None] * 3), wanted)
 
 
 def test_equal_states_are_not_pulled():
     fast = states(grad=True)
-    loss = apart(fast, [s.detach().clone() for s in fast], None)
+    loss = apart(fast, [s.detach().clone() for s in fast], [None] * 3)
     assert torch.equal(loss.detach(), torch.zeros(2))
     assert all(not g.any() for g in torch.autograd.grad(loss.sum(), fast))
 
@@ -34,15 +34,15 @@ def test_equal_states_are_not_pulled():
 def test_padding_does_not_count():
     fast, slow = states(), states()
     tokens = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
-    found = apart(fast, slow, tokens)
-    cut = apart([f[:1, :2] for f in fast], [s[:1, :2] for s in slow], None)
+    found = apart(fast, slow, [tokens] * 3)
+    cut = apart([f[:1, :2] for f in fast], [s[:1, :2] for s in slow], [None] * 3)
     torch.testing.assert_close(found[:1], cut)
-    torch.testing.assert_close(found[1:], apart(fast, slow, None)[1:])
+    torch.testing.assert_close(found[1:], apart(fast, slow, [None] * 3)[1:])
 
 
 def test_upwards_counts_only_where_the_slow_value_is_larger():
     fast, slow = [torch.tensor([[[1.0, 2.0]]])], [torch.tensor([[[3.0, 0.0]]])]
-    assert float(apart(fast, slow, None)) == 4.0 and float(apart(fast, slow, None, upwards=True)) == 2.0
+    assert float(apart(fast, slow, [None])) == 4.0 and float(apart(fast, slow, [None], upwards=True)) == 2.0
 
 
 def test_it_is_asked_of_remembered_examples_alone(lab):

@@ -101,7 +101,7 @@ def test_an_adapter_without_what_is_needed_is_refused_by_name():
     with pytest.raises(ConflictError, match="dynamics 'marks' and an adapter without rank weights: choose the method"):
         require_live(plain, "marks", {"w"}, "rank weights")
     require_branch(plain, "marks", Pair)
-    with pytest.raises(ConflictError, match="dynamics 'marks' and a Pair: choose the method of that name"):
+    with pytest.raises(ConflictError, match="dynamics 'marks' and an adapter of form Pair: choose the method of"):
         require_branch(plain, "marks", Split)
 
 

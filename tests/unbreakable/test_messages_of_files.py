@@ -19,6 +19,7 @@ from rankwise import demo, saved, storage, tensors
 from rankwise.adapters import Bank, Site, Spec, banks_of, edits, pick_sites, spectrum, store
 from rankwise.adapters.bank import BLOCK
 from rankwise.adapters.edits import read_weight
+from rankwise.adapters.inits import KAIMING
 from rankwise.api import learner_of, resolve
 from rankwise.config import ClassifySettings, TrainSettings, load_config
 from rankwise.errors import ConflictError, DataError, RankwiseError, StorageError, UsageError
@@ -140,7 +141,7 @@ SAID: dict[str, tuple[type[RankwiseError], Call]] = {
     "stream 'birds': classes_per_task = 0; give at least 1": (DataError, lambda place: _chunks([1, 2], 0, "birds")),
     "train.shard_base and model.quantize: 4-bit weights cannot be spread; remove one of them": (
         ConflictError,
-        lambda place: check_base(method("lora"), TrainSettings(shard_base=True), "nf4"),
+        lambda place: check_base(method("lora"), KAIMING, (), TrainSettings(shard_base=True), "nf4"),
     ),
     "a model cut over processes (deepspeed, fsdp): each process sees a part": (
         ConflictError,

@@ -15,7 +15,7 @@ from rankwise.config import Count, Fraction, NotNegative
 
 def realigned(momentum: Tensor, before: Tensor, partner: Tensor, ridge: Ridge) -> Tensor:
     """Return the X for which P^T X comes nearest to P_old^T M: momentum in the partner's new basis (theorem 2)."""
-    return ridge.solve(partner @ partner.T, partner @ (before.T @ momentum))
+    return ridge.solve(partner @ partner.T, (partner @ before.T) @ momentum)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class PairedRule(torch.optim.Optimizer):
         """Move every factor that has a gradient; there is no closure to call."""
         group = self.param_groups[0]
         for pair in self.pairs:
-            a, b = wide(pair.a), wide(pair.b).T  # both as they were at the backward
+            a, b = wide(pair.a).clone(), wide(pair.b).clone().T  # both as they were at the backward
             for factor, partner, flipped in ((pair.a, b, False), (pair.b, a, True)):
                 if factor.grad is not None:
                     direction = self._direction(factor, partner, flipped)

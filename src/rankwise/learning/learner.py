@@ -49,7 +49,7 @@ class Learner(View):
         `strategies` come in config order, the method's dynamics last.
         """
         check_phases(method.phases)
-        check_base(method, config.train, config.model.quantize or backbone.quantize)
+        check_base(method, branch.init, strategies, config.train, config.model.quantize or backbone.quantize)
         refuse_texts(config.train.augment or (), stream)
         adapter = method.live == "adapter"
         self.growth = method.grows(config.adapter)

@@ -58,8 +58,6 @@ class Method:
     """Kinds of module it can be put on."""
     scaling: Callable[[float, int], float] = plain_scale
     """(adapter.scale, rank) -> the factor on the update."""
-    edits_base: bool = False
-    """True: the base's weights change, by entries of its ledger."""
     live: Literal["adapter", "base", "head"] = "adapter"
     """What learns besides the head's rows: an adapter, the whole base, or nothing."""
     growth: Literal["keep", "append", "planned"] = "keep"
@@ -110,19 +108,30 @@ def check_phases(phases: Sequence[Phase]) -> None:
         raise UsageError(f"phases take {[phase.share for phase in phases]} of a task's steps; the shares must sum to 1")
 
 
-def check_base(method: Method, train: TrainSettings, quantize: str | None) -> None:
+def check_base(
+    method: Method, init: Init, parts: Sequence[Strategy], train: TrainSettings, quantize: str | None
+) -> None:
     """Refuse a base whose weights change where they are spread over processes or held in 4 bits, and both at once."""
+    changes = _changes_base(method, init, parts)
     spread, held = train.shard_base, quantize is not None
     settings = {
         "train.shard_base": (spread, "remove it"),
         f"model.quantize = {quantize!r}": (held, "take a base in whole weights, and remove model.quantize"),
     }
     for setting, remedy in ((setting, remedy) for setting, (on, remedy) in settings.items() if on):
-        changes = "whose base learns" if method.live == "base" else "which edits the base" if method.edits_base else ""
         if changes:
-            raise ConflictError(f"{setting} and method {method.slug!r}, {changes}; {remedy}")
+            raise ConflictError(f"{setting} and {changes}; {remedy}")
     if spread and held:
         raise ConflictError("train.shard_base and model.quantize: 4-bit weights cannot be spread; remove one of them")
+
+
+def _changes_base(method: Method, init: Init, parts: Sequence[Strategy]) -> str:
+    """Say what changes the base's weights; empty: nothing does."""
+    if method.live == "base":
+        return f"method {method.slug!r}, whose base learns"
+    if init.residual:
+        return f"adapter.init = {init.name!r}, which takes what a block starts with out of the base"
+    return next((f"dynamics {part.name!r}, which fold blocks into the base" for part in parts if part.folds), "")
 
 
 def curriculum_of(method: Method, stream: Stream) -> tuple[Task, ...]:

@@ -46,6 +46,8 @@ class Reading(NamedTuple):
     """[N, dim]: the states that `Backbone.features` would give for the prompts alone."""
     hidden: tuple[Tensor, ...]
     """States after the embedding and after each layer, [N, T, dim] each; of seq2seq the encoder's, the decoder's."""
+    real: tuple[Tensor, ...]
+    """For each of them, 1 at tokens and 0 at padding: [N, T]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,14 +141,16 @@ class Language:
         if self.form == "seq2seq":
             before = torch.cat([torch.full_like(tokens[:, :1], self.start), tokens[:, :-1]], 1)
             output = module(input_ids=ids, attention_mask=mask, decoder_input_ids=before, **options)
-            hidden = (*output.encoder_hidden_states, *output.decoder_hidden_states)
-            return Reading(output.logits, averaged(output.encoder_last_hidden_state, mask), hidden)
+            read, written = output.encoder_hidden_states, output.decoder_hidden_states
+            real = (mask,) * len(read) + (batch["answer_mask"],) * len(written)
+            return Reading(output.logits, averaged(output.encoder_last_hidden_state, mask), (*read, *written), real)
         keep = tokens.shape[1] + 1  # the logits for a token stand one column before it
         few = {"logits_to_keep": keep} if "logits_to_keep" in arguments(module) else {}
         output = module(input_ids=ids, attention_mask=mask, **options, **few)
         last = (mask - batch["answer_mask"]).sum(1) - 1
-        features = output.hidden_states[-1][torch.arange(len(ids), device=ids.device), last]
-        return Reading(output.logits[:, -keep:-1], features.float(), tuple(output.hidden_states))
+        hidden = tuple(output.hidden_states)
+        features = hidden[-1][torch.arange(len(ids), device=ids.device), last].float()
+        return Reading(output.logits[:, -keep:-1], features, hidden, (mask,) * len(hidden))
 
     @torch.no_grad()
     def generate(self, module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

@@ -25,6 +25,8 @@ class Outputs:
     """States after the embedding and after each layer, [n, S, d], if they were asked for."""
     logits: Tensor | None = None
     """[n, S, V] of a language model's tokens; None for an encoder."""
+    real: tuple[Tensor | None, ...] = ()
+    """For each of `hidden`, 1 at tokens and 0 at padding [n, S]; None where nothing is padded."""
 
 
 class Learning(Protocol):

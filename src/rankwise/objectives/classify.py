@@ -105,7 +105,10 @@ class Classify(Objective):
 
     def run(self, backbone: Backbone, inputs: Mapping[str, Tensor], *, hidden: bool = False) -> Outputs:
         """Run the base for one feature row an example."""
-        return Outputs(*backbone.states(inputs)) if hidden else Outputs(backbone.features(inputs))
+        if not hidden:
+            return Outputs(backbone.features(inputs))
+        features, states = backbone.states(inputs)
+        return Outputs(features, states, real=(inputs.get("attention_mask"),) * len(states))
 
     def losses(self, outputs: Outputs, batch: Batch, classes: Sequence[int]) -> Tensor:
         """Return each example's cross-entropy among `classes`: [n]."""

@@ -115,7 +115,7 @@ class Write(Objective):
     def run(self, backbone: Backbone, inputs: Mapping[str, Tensor], *, hidden: bool = False) -> Outputs:
         """Run one forward over prompts with their answers."""
         reading = self.language.read(backbone.module, inputs)
-        return Outputs(reading.features, reading.hidden if hidden else (), reading.logits)
+        return Outputs(reading.features, reading.hidden if hidden else (), reading.logits, reading.real)
 
     def losses(self, outputs: Outputs, batch: Batch, classes: Sequence[int]) -> Tensor:
         """Return each example's mean cross-entropy over its answer's tokens: [n]; classes play no part."""

@@ -58,7 +58,7 @@ class Adalora(Counted):
     name = "adalora"
     Settings = AdaloraSettings
     reads = frozenset({"gradients", "live"})
-    writes = {"loss": "add", "live": "set"}
+    writes = {"loss": "add", "live": "set", "the values a task ends with": "set"}
     needs_sequence = False
     remembers = ("dropped",)
 

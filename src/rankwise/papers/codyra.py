@@ -5,7 +5,8 @@
     task end:     ranks with w = 0 are dropped, W <- W + B diag(w) A, fresh A, B, w for the next task
 
 kappa rises from 0 to kappa_max in `steps` equal steps over the rest of the task. No L1 term is in the loss. The random
-start of w decides most of which ranks survive (an expected 8.2 of 16 by itself); `start = "one"` leaves it to the data.
+start of w decides most of which ranks survive (an expected 8.2 of 16 by itself); `start_at = "one"` leaves it to the
+data. `train.weight_decay`, 0 unless set, reaches w, too.
 Changed from the authors' code: its threshold, which kills entries up to 2 kappa, is `threshold = "double"` here.
 """
 
@@ -66,8 +67,9 @@ class Codyra(Counted):
     name = "codyra"
     Settings = CodyraSettings
     reads = frozenset({"live"})
-    writes = {"live": "set"}
+    writes = {"live": "set", "the values a task ends with": "set"}
     remembers = ("kept",)
+    folds = True
     needs_growth = ("append", "its block is folded after each task; set growth = 'append'")
 
     def __init__(self, settings: CodyraSettings | None = None, seed: int = 0) -> None:
@@ -109,7 +111,6 @@ METHOD = Method(
     gate=Importance,
     dynamics=Codyra,
     growth="append",
-    edits_base=True,
     parameters="rank * (in + out + 1) a site; none stored",
     peft="converted",
     defaults={"adapter": {"rank": 16}, "train": {"lr": 5e-4, "betas": [0.9, 0.9999]}},

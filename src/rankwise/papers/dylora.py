@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rankwise.adapters import Change, adapter_of, nested
+from rankwise.config import NotNegative
 from rankwise.errors import ConflictError
 from rankwise.learning.recipe import Method
 from rankwise.seeds import derive
@@ -40,7 +41,7 @@ class Settings(nested.Drawing):
     code does not."""
     keep: Annotated[int, Field(ge=0)] = 0
     """Ranks that stay after the last task; 0: all of them."""
-    tolerance: float | None = None
+    tolerance: NotNegative | None = None
     """After the last task, keep the smallest prefix whose mean loss on its validation rows is at most (1 + tolerance)
     times that of the best; without such rows all of them stay."""
 

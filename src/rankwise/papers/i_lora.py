@@ -10,7 +10,8 @@ takes them as well. The factors A and B are averaged, never their product.
 
 Changed from the authors' code, which does not do what the paper says: there the moving average never reaches the slow
 copy, so that it stays at its start and pulls towards the base, and the fast copy is what is saved. Their lambda = 0.25
-looks back 1.3 steps, which makes the slow copy the fast one; the default here looks back a hundred.
+looks back 1.3 steps, which makes the slow copy the fast one; the default here looks back a hundred. Changed from the
+paper: rows are offered to the buffer when their task ends, not in every step (`offer = "step"` of `replay` does that).
 """
 
 from __future__ import annotations

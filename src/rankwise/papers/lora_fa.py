@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from rankwise.adapters import adapter_of, banks_of
 from rankwise.adapters.paired import Ridge, closed_form, wide
+from rankwise.config import NotNegative
 from rankwise.errors import ConflictError
 from rankwise.learning.recipe import Method
 from rankwise.strategies import Host, Strategy
@@ -25,7 +26,7 @@ class Settings:
 
     project: bool = False
     """Replace g_B by (1/s^2) g_B (A A^T + ridge)^-1: the weight then moves by its gradient, projected on A's rows."""
-    ridge: float = 1e-6
+    ridge: NotNegative = 1e-6
     """Added to the diagonal of A A^T."""
 
 

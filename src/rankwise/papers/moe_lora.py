@@ -6,6 +6,9 @@
 |---|---|---|
 | R | [E, in] | router |
 | g | [tokens, E] | weights of the experts; k of them are not zero |
+
+Each expert has `rank` ranks (the study's code: `rank` / E). Of LoRAMoE's losses the plain balance is here, not the one
+that tells two groups of experts apart.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     y = W x + s (B_old A_old x + B A x);    loss + lambda1 sum |A_old A^T|
 
 The block grows as in `lora-append`; the penalty is the strategy `orthogonal`, which goes with any method that appends
-blocks. Paper: rank 8, s = 4, on the query and value projections.
+blocks. Paper: rank 8, s = 4, dropout 0.1, on the query and value projections.
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ class Osft(Confined):
     Settings = OsftSettings
     needs_growth = ("planned", "it splits each weight itself; choose the method of that name")
     plans = True
+    folds = True
 
     def begin_task(self, host: Host, task: Task) -> None:
         """Refuse another branch than its own."""
@@ -105,7 +106,6 @@ METHOD = Method(
     dynamics=Osft,
     growth="planned",
     kinds=("linear", "transposed"),
-    edits_base=True,
     identity_at_creation="close",
     identity_at_append="close",
     peft="merged",

@@ -27,7 +27,6 @@ METHOD = Method(
     paper="arXiv 2404.02948 (NeurIPS 2024)",
     axis="init",
     init=Init("pissa", factors, residual=True),
-    edits_base=True,
     identity_at_creation="close",
     identity_at_append="close",
     parameters="rank * (in + out) a site",

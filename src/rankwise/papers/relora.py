@@ -20,7 +20,7 @@ from rankwise.adapters import Change, banks_of
 from rankwise.config import Count, Fraction, Share
 from rankwise.learning.recipe import Method
 from rankwise.seeds import generator
-from rankwise.strategies import Counted, Host, Setting, courses
+from rankwise.strategies import Counted, Host, Setting, courses, require_linear
 from rankwise.strategies.moments import KEEPS, Moments, cut
 from rankwise.streams import Task
 
@@ -46,6 +46,7 @@ class Relora(Counted):
     Settings = ReloraSettings
     writes = {"the factors' rule": "set"}
     needs_sequence = False
+    folds = True
 
     def __init__(self, settings: ReloraSettings | None = None, seed: int = 0) -> None:
         """Start before the first step."""
@@ -58,7 +59,8 @@ class Relora(Counted):
         return "oracle = true: folded blocks act on every task; remove one of them" if setting.oracle else None
 
     def begin_task(self, host: Host, task: Task) -> None:
-        """Start counting."""
+        """Start counting; refuse blocks that cannot be folded."""
+        require_linear(host, self.name)
         super().begin_task(host, task)
         self.since = 0
 
@@ -112,7 +114,6 @@ METHOD = Method(
     paper="arXiv 2307.05695 (ICLR 2024)",
     axis="growth and dynamics",
     dynamics=Relora,
-    edits_base=True,
     parameters="rank * (in + out) a site",
     peft="converted",
     refuses=("an oracle: what is folded acts on every task",),

@@ -25,7 +25,8 @@ class Settings:
     """`[adapter.dynamics] kind = "riemannian"`."""
 
     ridge: NotNegative = 1e-6
-    """Added to the diagonal of the Gram matrices; also the largest enlargement of a step, while B is zero."""
+    """Added to the diagonal of the Gram matrices. While B is zero it enlarges A's gradient by 1 / ridge, but that is
+    zero then."""
     inverse_scale: bool = False
     """Divide by s^2, so that the move of s B A does not depend on s."""
 

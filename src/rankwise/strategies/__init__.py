@@ -9,7 +9,16 @@ from rankwise.strategies.counted import Counted
 from rankwise.strategies.derpp import Derpp
 from rankwise.strategies.ema import Ema
 from rankwise.strategies.ewc import Ewc
-from rankwise.strategies.host import Copy, Host, Phase, Term, require_branch, require_live, validation_loss
+from rankwise.strategies.host import (
+    Copy,
+    Host,
+    Phase,
+    Term,
+    require_branch,
+    require_linear,
+    require_live,
+    validation_loss,
+)
 from rankwise.strategies.l2 import L2
 from rankwise.strategies.lwf import Lwf
 from rankwise.strategies.orthogonal import Orthogonal
@@ -39,6 +48,7 @@ __all__ = [
     "Term",
     "check_together",
     "require_branch",
+    "require_linear",
     "require_live",
     "validation_loss",
 ]

@@ -10,9 +10,9 @@ from torch import nn
 
 from rankwise.adapters.alternating import Alternation, PairedRule
 from rankwise.adapters.paired import Factors
-from rankwise.strategies.base import Strategy
+from rankwise.strategies.base import Setting, Strategy
 from rankwise.strategies.host import Host
-from rankwise.strategies.paired import pairs_of
+from rankwise.strategies.paired import misfit, pairs_of
 
 
 class Alternating(Strategy):
@@ -31,6 +31,10 @@ class Alternating(Strategy):
         """Start without a rule."""
         super().__init__(settings or self.Settings(), seed)
         self.rule: PairedRule | None = None
+
+    def misfit(self, setting: Setting) -> str | None:
+        """Refuse a loss of the factors themselves."""
+        return misfit(setting)
 
     def optimizer(self, host: Host, named: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer | None:
         """Take over the pairs both of whose factors learn in this phase."""

@@ -42,10 +42,14 @@ class Strategy:
     """How blocks must come for it to work, and what to say where they come otherwise; None: in whatever way."""
     brings_batches: ClassVar[bool] = False
     """True if its terms have batches of their own, which only our own loop can take."""
+    penalises: ClassVar[bool] = False
+    """True if it adds a loss of the weights themselves, whatever the examples."""
     learns_old_classes: ClassVar[bool] = False
     """True if its losses rank classes of earlier tasks, whose head rows must then be live."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """What another part must write for it to work."""
+    folds: ClassVar[bool] = False
+    """True if it folds blocks into the base's weights."""
     plans: ClassVar[bool] = False
     """True if `plan` decides the phases of a task, in place of the method's fixed ones."""
 
@@ -162,6 +166,8 @@ class Setting:
     """How blocks come, where the method has an adapter."""
     reshaper: str = ""
     """The part that changes the structure in the middle of a phase, if one does."""
+    penalty: str = ""
+    """The part that adds a loss of the weights themselves, if one does."""
     words: bool = False
     """True if the tasks ask for answers in words, not for classes."""
     held: Mapping[str, str] = field(default_factory=dict)
@@ -171,7 +177,14 @@ class Setting:
 def check_together(strategies: Sequence[Strategy], setting: Setting) -> None:
     """Refuse, before anything is trained, parts that cannot work together; the error names both."""
     writers: dict[str, tuple[str, Mode]] = {what: (who, "set") for what, who in setting.held.items()}
-    setting = replace(setting, reshaper=next((s.name for s in strategies if s.reshapes()), ""))
+    reshaper = next((s.name for s in strategies if s.reshapes()), "")
+    penalty = next((s.name for s in strategies if s.penalises), "")
+    setting = replace(setting, reshaper=reshaper, penalty=penalty)
+    if setting.adapter and setting.growth == "planned" and not any(s.plans for s in strategies):
+        raise ConflictError(
+            "adapter.growth = 'planned' and no part that plans when blocks come, so none ever would: leave the method "
+            "its own adapter.dynamics, or set adapter.growth to 'keep' or 'append'"
+        )
     for strategy in strategies:
         _check_alone(strategy, setting)
         _check_needs(strategy, strategies)

@@ -17,22 +17,26 @@ from rankwise.strategies.host import Host
 from rankwise.streams import Batch
 
 
-def apart(fast: Sequence[Tensor], slow: Sequence[Tensor], tokens: Tensor | None, upwards: bool = False) -> Tensor:
+def apart(
+    fast: Sequence[Tensor], slow: Sequence[Tensor], real: Sequence[Tensor | None], upwards: bool = False
+) -> Tensor:
     """Return the mean squared distance of two lists of states [n, S, ...], over layers, tokens and channels: [n].
 
     Args:
         fast: the states that learn.
         slow: what they are held to; no gradient reaches it.
-        tokens: [n, S], 0 at padding, which does not count; None, or another shape than the states have: all count.
+        real: for each state [n, S], 0 at padding, which does not count; None, or of another shape: all count.
         upwards: count only where the slow value is larger.
 
     """
     layers = []
-    for state, target in zip(fast, slow, strict=True):
+    for state, target, tokens in zip(fast, slow, real, strict=True):
         gap = target.detach().float() - state.float()
         squares = (gap.clamp_min(0) if upwards else gap).square().flatten(2).mean(-1)
-        real = torch.ones_like(squares) if tokens is None or tokens.shape != squares.shape else tokens.to(squares)
-        layers.append((squares * real).sum(1) / real.sum(1).clamp_min(1))
+        counts = torch.ones_like(squares)
+        if tokens is not None and tokens.shape == squares.shape:
+            counts = tokens.to(squares)
+        layers.append((squares * counts).sum(1) / counts.sum(1).clamp_min(1))
     return torch.stack(layers).mean(0)
 
 
@@ -67,7 +71,7 @@ class Consistency(Strategy):
             return losses
         with _still(host.model):
             slow = host.under(copy, lambda: host.forward(batch, hidden=True).hidden)
-        gap = apart(outputs.hidden, slow, batch.inputs.get("attention_mask"), self.settings.form == "max")
+        gap = apart(outputs.hidden, slow, outputs.real, self.settings.form == "max")
         return losses + self.settings.weight * gap
 
 

@@ -49,7 +49,7 @@ class Ema(Strategy):
     name = "ema"
     Settings = EmaSettings
     reads = frozenset({"live"})
-    writes = {"slow copy": "set"}
+    writes = {"slow copy": "set", "the values a task ends with": "set"}
     needs_sequence = False
 
     def __init__(self, settings: EmaSettings, seed: int) -> None:

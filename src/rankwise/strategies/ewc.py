@@ -86,6 +86,7 @@ class Ewc(Strategy):
     Settings = EwcSettings
     reads = frozenset({"live"})
     writes = {"loss": "add"}
+    penalises = True
 
     def __init__(self, settings: EwcSettings, seed: int) -> None:
         """Start with nothing to hold."""

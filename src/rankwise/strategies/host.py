@@ -215,7 +215,21 @@ def require_branch(host: Host, who: str, kind: type[Branch]) -> None:
     """
     branch = adapter_of(host.model).branch
     if not isinstance(branch, kind):
-        raise ConflictError(f"dynamics {who!r} and a {type(branch).__name__}: choose the method of that name")
+        form = type(branch).__name__
+        raise ConflictError(f"dynamics {who!r} and an adapter of form {form}: choose the method of that name")
+
+
+def require_linear(host: Host, who: str) -> None:
+    """Refuse an adapter whose update depends on the input, so that no block of it can be folded.
+
+    Raises:
+        ConflictError: it does; `who` is the name of the dynamics that ask.
+
+    """
+    branch = adapter_of(host.model).branch
+    if not branch.linear:
+        what = f"fold blocks into the weight, and what one of form {type(branch).__name__} adds depends on the input"
+        raise ConflictError(f"dynamics {who!r} {what}; choose the method of that name")
 
 
 def validation_loss(host: Host, split: Split, classes: Sequence[int]) -> float:

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rankwise.adapters import Pair, adapter_of, banks_of
+from rankwise.adapters import Identity, Pair, adapter_of, banks_of
 from rankwise.adapters.paired import Factors, wide
 from rankwise.errors import ConflictError
-from rankwise.strategies.base import Strategy
+from rankwise.strategies.base import Setting, Strategy
 from rankwise.strategies.host import Host
 
 
@@ -23,14 +23,24 @@ def pairs_of(host: Host, name: str) -> list[Factors]:
 
     """
     branch = adapter_of(host.model).branch
-    if not isinstance(branch, Pair) or branch.fixed:
-        what = f"{type(branch).__name__} with fixed factors" if isinstance(branch, Pair) else type(branch).__name__
+    if type(branch) is not Pair or branch.fixed or not isinstance(branch.gate, Identity):
+        what = type(branch).__name__
+        if type(branch) is Pair:
+            what += " with fixed factors" if branch.fixed else f" with the gate {type(branch.gate).__name__}"
         raise ConflictError(
             f"adapter.dynamics {name!r} needs two factors A and B that learn at every site, and this method's branch "
             f"is {what}; choose a method of plain pairs (lora, lora-append) or leave adapter.dynamics out"
         )
     sites = [(site, bank.live) for site, bank in banks_of(host.model).values() if len(bank.live)]
     return [Factors(live["A"], live["B"], branch.scale * site.scale) for site, live in sites]
+
+
+def misfit(setting: Setting) -> str | None:
+    """Refuse a loss of the factors themselves: its gradient is not that of a weight they make up (no s B^T G)."""
+    if setting.penalty:
+        what = "adds a loss of the factors themselves, which the closed forms would blow up while a factor is small"
+        return f"{setting.penalty!r}, which {what}; remove one of them"
+    return None
 
 
 class Preconditioned(Strategy):
@@ -48,6 +58,10 @@ class Preconditioned(Strategy):
     @abstractmethod
     def joint(self, a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Return what takes the place of the gradients `of_a` [r, in] and `of_b` [out, r], for factors a and b."""
+
+    def misfit(self, setting: Setting) -> str | None:
+        """Refuse a loss of the factors themselves."""
+        return misfit(setting)
 
     def optimizer(self, host: Host, named: Mapping[str, nn.Parameter]) -> None:
         """Take no parameter over; refuse a branch without pairs before anything is trained."""

@@ -11,6 +11,10 @@
 |---|---|---|
 | V | [out, k] | main directions that earlier domains write at a site |
 | mix | [n, stacks] | the router's weights of the stacks for each prompt |
+
+Changed from the paper: the router learns from the combinations measured on kept rows alone (no pairs of domains with
+targets of two, no extra for a domain named in advance), and its best epoch is the one with the lowest cross-entropy on
+held-out rows. Ranks, rates and their courses are the library's (paper: 16 ranks an expert, a warm-up, clipping at 1).
 """
 
 from __future__ import annotations

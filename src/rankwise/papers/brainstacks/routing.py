@@ -34,8 +34,8 @@ def bare_states(host: Host, batch: Batch) -> tuple[Tensor, Tensor]:
     with torch.no_grad(), using(host.model, blocks=(), mix=None):
         h = states_read(host.backbone.states(batch.inputs)[1])
     real = batch.inputs.get("attention_mask", torch.ones(h.shape[:2], device=h.device)).bool()
-    answer = batch.inputs.get("answer_mask")
-    return h, real if answer is None or answer.shape != real.shape else real & ~answer.bool()
+    beside = "answer_mask" in batch.inputs and "answer_ids" not in batch.inputs  # answers stand in the same row
+    return h, real & ~batch.inputs["answer_mask"].bool() if beside else real
 
 
 @torch.no_grad()
@@ -75,8 +75,9 @@ def losses_under(host: Host, split: Split, floor: float, w: Tensor) -> Tensor:
     place = {int(row): i for i, row in enumerate(split.ids)}
 
     def measured(batch: Batch) -> Tensor:
-        own = floored(w[[place[int(row)] for row in batch.ids]], floor).to(batch.labels.device)
-        with using(host.model, mix=mixture(host, own)):
+        own = w[[place[int(row)] for row in batch.ids]]
+        own = torch.where(own.any(1, keepdim=True), floored(own, floor), own)  # no domain at all is the bare base
+        with using(host.model, mix=mixture(host, own.to(batch.labels.device))):
             return host.losses(batch, host.seen)
 
     return host.each(split, measured).float().cpu()

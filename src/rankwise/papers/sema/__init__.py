@@ -7,6 +7,9 @@
 |---|---|---|
 | D_k, U_k | [r, in], [out, r] | adapter k beside the MLP of a block |
 | e_k | [n] | error of adapter k's autoencoder on the mean token; mu_k, sigma_k are its mean and spread in training |
+
+Changed from the paper: the run's own rule (AdamW unless set) in place of SGD with momentum 0.9 and decay 5e-4. In a
+base with dropout mu_k and sigma_k are those of training mode, so that z is larger in a scan.
 """
 
 from __future__ import annotations

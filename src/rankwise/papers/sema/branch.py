@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from rankwise.adapters import Blocks, Branch, Context, Site, Spec, Weight
 from rankwise.adapters.bank import BLOCK
 from rankwise.adapters.inits import kaiming
 from rankwise.adapters.probes import mean_tokens
+from rankwise.config import Count
 
 ADAPTER = ("down", "down_bias", "up", "up_bias")
 ROUTER = ("router", "router_bias")
@@ -37,9 +40,9 @@ class Modular(Branch):
     up, and there is one. As in the authors' code, x is the residual stream before its normalisation.
     """
 
-    expandable: int = 3
+    expandable: Annotated[int, Field(ge=0)] = 3
     """How many blocks may expand, counted from the last."""
-    latent: int = 128
+    latent: Count = 128
     """Width of a descriptor's code. Small against the features, or it reconstructs everything."""
 
     @property

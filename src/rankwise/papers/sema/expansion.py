@@ -35,6 +35,7 @@ class Expansion(Describing):
     name = "sema"
     reads = frozenset({"live"})
     needs_adapter = True
+    needs_growth = ("planned", "it adds an adapter where a task surprises; choose the method of that name")
     plans = True
 
     def __init__(self, settings: ExpansionSettings | None = None, seed: int = 0) -> None:

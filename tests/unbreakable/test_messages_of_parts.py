@@ -117,7 +117,7 @@ def test_dynamics_that_need_another_adapter(tmp_path: Path) -> None:
     adapter = {"rank": 2, "dynamics": {"kind": "sema"}}
     said = "adapter.dynamics: expansion needs adapters with descriptors; leave `kind` out"
     with pytest.raises(UsageError, match=said):
-        rankwise.run({**SMALL, "method": "lora", "adapter": adapter}, out=tmp_path / "run")
+        rankwise.run({**SMALL, "method": "osft", "adapter": adapter}, out=tmp_path / "run")
 
 
 @pytest.fixture(scope="module")

@@ -42,13 +42,14 @@ def page(slug: str) -> str:
 
 def facts(method: Method) -> str:
     """Return the record as a table."""
+    why = "the update depends on the input" if method.live == "adapter" else "nothing but the head learns"
     rows = [
         ("Source", linked(method.paper)),
         ("What it varies", method.axis),
         ("Trained parameters", f"`{method.parameters}`"),
         ("A fresh adapter leaves the output as it was", IDENTITY[method.identity_at_creation]),
         ("A block added later does, too", IDENTITY[method.identity_at_append]),
-        ("Merges into the base", "yes" if method.mergeable else "no: the update depends on the input"),
+        ("Merges into the base", "yes" if method.mergeable else f"no: {why}"),
         ("Leaves for PEFT", PEFT[method.peft] if method.live == "adapter" else "nothing to leave: it has no adapter"),
         ("Refuses", "; ".join(method.refuses) or "nothing of its own"),
         ("Claims measured", measured.verdicts(method.slug)),
@@ -174,26 +175,29 @@ def evidence(slug: str) -> Iterator[str]:
 
 
 @cache
-def composition() -> tuple[list[str], dict[str, list[str]], dict[str, str]]:
-    """Return the strategies, each method's cells and the numbered reasons of docs/composition.md."""
+def composition() -> tuple[list[dict[str, dict[str, str]]], dict[str, str]]:
+    """Return both tables of docs/composition.md, each a cell by method and part, and the numbered reasons."""
     text = (ROOT / "docs" / "composition.md").read_text(encoding="utf-8")
-    lines = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
-    ]
-    head = [cell.strip("`") for cell in lines[0][2:]]
-    cells = {line[0].strip("`"): line[2:] for line in lines[1:]}
-    return head, cells, dict(re.findall(r"^(\d+)\. (.*)$", text, flags=re.MULTILINE))
+    tables: list[dict[str, dict[str, str]]] = []
+    for part in text.split("\n## "):
+        rows = [[c.strip(" `") for c in line.strip("|").split("|")] for line in part.splitlines() if line[:2] == "| "]
+        if rows:
+            tables.append({row[0]: dict(zip(rows[0][1:], row[1:], strict=True)) for row in rows[2:]})
+    return tables, dict(re.findall(r"^(\d+)\. (.*)$", text, flags=re.MULTILINE))
 
 
 def goes_with(slug: str) -> str:
-    """Return which strategies it was tried with, and the reasons of those it refuses."""
-    head, cells, reasons = composition()
-    if slug not in cells:
+    """Return which strategies and dynamics it was tried with, and the reasons of those it refuses."""
+    tables, reasons = composition()
+    if slug not in tables[0]:
         return "Not tried yet: see [What goes with what](../composition.md)."
-    tried = dict(zip(head, cells[slug], strict=True))
-    goes = ", ".join(f"`{name}`" for name, cell in tried.items() if cell == "yes")
-    refused = [f"- refused: {reasons[cell.strip('[]')]}" for cell in tried.values() if cell.startswith("[")]
-    return "\n".join([f"- trains, stops and resumes to the bit beside: {goes or 'none'}", *refused])
+    lines = []
+    for what, tried in zip(("beside the strategies", "with the dynamics of"), tables, strict=True):
+        goes = ", ".join(f"`{name}`" for name, cell in tried[slug].items() if cell == "yes" and name != "alone")
+        lines.append(f"- trains, stops and resumes to the bit {what}: {goes or 'none'}")
+        marks = dict.fromkeys(cell.strip("[]") for cell in tried[slug].values() if cell.startswith("["))
+        lines += [f"- refused: {reasons[mark]}" for mark in marks]
+    return "\n".join(lines)
 
 
 def source(slug: str) -> str:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from lab import begin, steps
 
 import rankwise
 from rankwise.adapters import Change, Pair, attach, banks_of, grow, pick_sites
 from rankwise.errors import ConflictError
 
+TWO = {"first_tasks": 2}
 DYNAMICS = ("altlora", "altlora-plus", "riemannian", "lora-pro")
 
 
@@ -47,10 +49,33 @@ def test_it_refuses_a_pair_with_anything_between_or_around_it(method, kind, digi
 
 
 @pytest.mark.parametrize("kind", DYNAMICS)
-@pytest.mark.parametrize(("method", "part"), [("lora", "ewc"), ("lora", "l2"), ("lora-append", "orthogonal")])
-def test_it_refuses_a_loss_of_the_factors_themselves(method, part, kind, digits):
-    with pytest.raises(ConflictError, match=f"{kind!r} and {part!r}, which adds a loss of the factors themselves"):
-        digits(method, adapter={"dynamics": {"kind": kind}}, strategy=[{"kind": part}])
+def test_a_loss_of_the_factors_is_added_after_the_closed_form(kind, lab):
+    """The first step's gradients: what the dynamics make of the examples' alone, and the penalty's own."""
+
+    def gradients(*parts: dict[str, Any]) -> dict[str, torch.Tensor]:
+        learner = lab.learner("lora", *parts, adapter={"dynamics": {"kind": kind}})
+        task = begin(learner, learner.tasks[0])
+        for parameter in learner.live().values():  # off the anchor, where the penalty pulls
+            parameter.data.add_(0.1)
+        list(steps(learner, task, 1))
+        return {n: p.grad.clone() for n, p in learner.model.named_parameters() if p.grad is not None}
+
+    strength = 0.01
+    alone, both = gradients(), gradients({"kind": "l2", "strength": strength})
+    moved = {name for name in alone if name in both and not torch.equal(alone[name], both[name])}
+    assert moved
+    for name in moved:
+        torch.testing.assert_close(both[name] - alone[name], torch.full_like(alone[name], 2 * strength * 0.1))
+
+
+@pytest.mark.parametrize("kind", DYNAMICS)
+@pytest.mark.parametrize(("method", "part"), [("lora", "ewc"), ("lora", "l2"), ("o-lora", "orthogonal")])
+def test_a_loss_of_the_factors_does_not_blow_up(method, part, kind, digits):
+    run = digits(
+        method, adapter={"dynamics": {"kind": kind}}, strategy=[{"kind": part}], train={"steps": 40}, stream=TWO
+    )
+    for _, bank in banks_of(run.model).values():
+        assert bank.tensor("B").isfinite().all() and bank.tensor("A").norm() < 100
 
 
 def test_every_site_has_its_own_scale_and_pairs_are_found_by_site():

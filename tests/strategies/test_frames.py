@@ -14,8 +14,8 @@ from rankwise.adapters import Change, Pair, attach, grow, pick_sites
 from rankwise.adapters.gates import RankWeights
 from rankwise.adapters.split import Split
 from rankwise.errors import ConflictError
-from rankwise.strategies import Confined, Confinement, Counted, Setting, courses, require_branch, require_live
-from rankwise.strategies.host import validation_loss
+from rankwise.strategies import Confined, Confinement, Counted, Setting, courses
+from rankwise.strategies.host import require_branch, require_live, validation_loss
 
 HOST: Any = SimpleNamespace()
 TASK: Any = SimpleNamespace()

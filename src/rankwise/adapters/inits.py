@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor
@@ -46,15 +47,17 @@ class Init:
     """(site, ranks, generator, the base's weight there, scale of the update) -> A [rank, in], B [out, rank]."""
     residual: bool = False
     """True: what the new block computes is taken out of the base's weight, so that the sum is what it was."""
+    bound: bool = False
+    """True: it starts factors that only the method it comes with has between or beside A and B."""
 
 
 def zero_up(draw: Draw) -> Factors:
     """Return the start at which A is drawn by `draw` and B is zero, so that a new block changes no bit."""
+    return partial(_zero_up, draw)  # no closure, so that an adapted model can be pickled
 
-    def factors(site: Site, rank: int, rng: Generator, weight: Weight, scale: float) -> tuple[Tensor, Tensor]:
-        return draw(rank, site.n_in, rng), torch.zeros(site.n_out, rank)
 
-    return factors
+def _zero_up(draw: Draw, site: Site, rank: int, rng: Generator, weight: Weight, scale: float) -> tuple[Tensor, Tensor]:
+    return draw(rank, site.n_in, rng), torch.zeros(site.n_out, rank)
 
 
 KAIMING = Init("kaiming", zero_up(kaiming))

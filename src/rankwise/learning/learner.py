@@ -76,6 +76,8 @@ class Learner(View):
             )
         if processes.sharded:
             processes.shard(backbone.module)
+        for part in self.strategies:
+            part.fits(self)
         self.optimizers = optimizers_of(self)
 
     def _refuse_whole_batch(self, branch: Branch) -> None:

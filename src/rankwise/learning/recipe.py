@@ -95,6 +95,13 @@ class Method:
         """Return how blocks come, the settings' word before the method's."""
         return settings.growth or self.growth
 
+    def elsewhere(self) -> str:
+        """Say what of it is no part of a module, and where that acts; empty: it is all in its adapter."""
+        kinds = ", ".join(repr(part["kind"]) for part in self.defaults.get("strategy", ()))
+        own = "" if self.dynamics is None else f"its dynamics {self.dynamics.name!r} act in rankwise.run only"
+        brought = f"its strategies {kinds} act in rankwise.run, or as far as they can through rankwise.learning"
+        return "; ".join(said for said in (own, brought if kinds else "") if said)
+
     def record(self) -> dict[str, Any]:
         """Return the public facts, as JSON values: a row of `rankwise methods`."""
         names = ("slug", "title", "paper", "axis", "identity_at_creation", "identity_at_append", "mergeable", "peft")
@@ -123,6 +130,19 @@ def check_base(
             raise ConflictError(f"{setting} and {changes}; {remedy}")
     if spread and held:
         raise ConflictError("train.shard_base and model.quantize: 4-bit weights cannot be spread; remove one of them")
+
+
+def fitting(method: Method, branch: Branch) -> Branch:
+    """Return `branch`, made for `method`; refuse a start that would not leave the base's output alone."""
+    init = branch.init
+    tied = next((each.name for each in (init, method.init) if each.bound and init.name != method.init.name), "")
+    if tied:
+        what = f"the start {tied!r} is for factors that only the method it comes with has"
+        raise ConflictError(f"adapter.init = {init.name!r} and method {method.slug!r}: {what}; leave adapter.init out")
+    if init.residual and not (branch.linear and branch.additive):
+        what = "takes what a block starts with out of the base, and what its blocks add depends on more than themselves"
+        raise ConflictError(f"adapter.init = {init.name!r} {what} in method {method.slug!r}; choose another start")
+    return branch
 
 
 def _changes_base(method: Method, init: Init, parts: Sequence[Strategy]) -> str:

@@ -38,13 +38,17 @@ def step(learner: Learner, terms: Sequence[Term], number: int, rate: float) -> d
     learner.rate = learner.config.train.lr * rate
     for rule in learner.optimizers:
         rule.zero_grad(set_to_none=True)
-    losses = {term.name: backward(learner, term, number) for term in terms}
+    apart = any(strategy.closed_forms for strategy in learner.strategies)
+    first, later = ([t for t in terms if (apart and t.batch is None) is late] for late in (False, True))
+    losses = {term.name: backward(learner, term, number) for term in first}
     live = list(learner.live().values())
     add_up(learner, live, list(losses.values()))
     values = {name: float(loss) for name, loss in losses.items()}
-    refuse_non_finite(terms, values, number)
+    refuse_non_finite(first, values, number)
     for strategy in learner.strategies:
         strategy.shape(learner, number)
+    values |= {term.name: float(add_alone(learner, term, live, number)) for term in later}
+    refuse_non_finite(later, values, number)
     clip(terms, live, learner.config.train.clip, number)
     for rule in learner.optimizers:
         for group in rule.param_groups:
@@ -79,6 +83,18 @@ def backward_alone(learner: Learner, term: Term, number: int) -> Tensor:
     loss = term.losses(EMPTY) * float(learner.processes.first)
     if loss.requires_grad:
         (term.weight * loss).backward()
+    return loss.detach()
+
+
+def add_alone(learner: Learner, term: Term, live: Sequence[nn.Parameter], number: int) -> Tensor:
+    """Add the gradient of a loss of the parameters alone to those there are, in every process; return the loss."""
+    seed_draws(learner, term.name, number, 0)
+    loss, moving = term.losses(EMPTY), [p for p in live if p.grad is not None]
+    if loss.requires_grad:
+        found = torch.autograd.grad(term.weight * loss, moving, allow_unused=True)
+        for parameter, gradient in zip(moving, found, strict=True):
+            if gradient is not None and parameter.grad is not None:
+                parameter.grad.add_(gradient)
     return loss.detach()
 
 

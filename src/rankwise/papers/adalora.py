@@ -23,7 +23,7 @@ from rankwise.adapters.ranks import lowest, rank_weights, silence
 from rankwise.adapters.svd import TRIPLE, Strengths, factors, skewness
 from rankwise.config import Count, Fraction, NotNegative, Portion
 from rankwise.learning.recipe import Method
-from rankwise.strategies import Counted, Host, Sensitivity, Term, courses, require_live
+from rankwise.strategies import Counted, Host, Sensitivity, Term, courses
 from rankwise.streams import Task
 
 
@@ -60,6 +60,7 @@ class Adalora(Counted):
     reads = frozenset({"gradients", "live"})
     writes = {"loss": "add", "live": "set", "the values a task ends with": "set"}
     needs_sequence = False
+    needs_live = (TRIPLE, "P, w and Q")
     remembers = ("dropped",)
 
     def __init__(self, settings: AdaloraSettings | None = None, seed: int = 0) -> None:
@@ -71,7 +72,6 @@ class Adalora(Counted):
     def begin_task(self, host: Host, task: Task) -> None:
         """Begin with all ranks and no scores."""
         super().begin_task(host, task)
-        require_live(host, self.name, TRIPLE, "P, w and Q")
         self.sensitivity.restore({})
         self.dropped = torch.zeros(sum(map(len, rank_weights(host.model).values())), dtype=torch.bool)
 
@@ -112,7 +112,7 @@ METHOD = Method(
     paper="arXiv 2303.10512 (ICLR 2023)",
     axis="gate and dynamics",
     gate=Strengths,
-    init=Init("adalora", factors),
+    init=Init("adalora", factors, bound=True),
     dynamics=Adalora,
     parameters="rank * (in + out + 1) a site",
     peft="converted",

@@ -24,7 +24,7 @@ from rankwise.adapters.gates import WEIGHT, RankWeights
 from rankwise.adapters.ranks import THRESHOLDS, rank_weights, selecting
 from rankwise.config import Count, Fraction, NotNegative
 from rankwise.learning.recipe import Method
-from rankwise.strategies import Counted, Host, courses, require_live
+from rankwise.strategies import Counted, Host, courses
 from rankwise.streams import Task
 
 
@@ -70,17 +70,13 @@ class Codyra(Counted):
     writes = {"live": "set", "the values a task ends with": "set"}
     remembers = ("kept",)
     folds = True
+    needs_live = ((WEIGHT,), "rank weights")
     needs_growth = ("append", "its block is folded after each task; set growth = 'append'")
 
     def __init__(self, settings: CodyraSettings | None = None, seed: int = 0) -> None:
         """Start before the first step."""
         super().__init__(settings, seed)
         self.kept = torch.empty(0, dtype=torch.long)  # ranks kept, one a task and site, task after task
-
-    def begin_task(self, host: Host, task: Task) -> None:
-        """Start counting; refuse ranks without importances."""
-        super().begin_task(host, task)
-        require_live(host, self.name, {WEIGHT}, "rank weights")
 
     @torch.no_grad()
     def settle(self, host: Host, step: int) -> None:

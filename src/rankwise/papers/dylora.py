@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankwise.adapters import Change, adapter_of, nested
 from rankwise.config import NotNegative
@@ -62,8 +62,8 @@ class NestedRanks(Strategy):
         self.held: list[tuple[nested.Part, Tensor]] = []  # what the step under way must not move
         self.tried = 0  # prefix under which validation rows are looked at; 0: all ranks
 
-    def optimizer(self, host: Host, named: Mapping[str, nn.Parameter]) -> None:
-        """Take no parameter over; refuse a branch that knows no prefixes."""
+    def fits(self, host: Host) -> None:
+        """Refuse a branch that knows no prefixes."""
         if not isinstance(adapter_of(host.model).branch.gate, nested.Prefix):
             raise ConflictError(
                 f"adapter.dynamics {self.name!r} draws prefixes, which only the method of that name has; choose it"

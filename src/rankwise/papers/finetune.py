@@ -18,7 +18,7 @@ METHOD = Method(
     axis="live",
     live="base",
     parameters="all weights of the base",
-    peft=None,
-    refuses=("adapter settings: it has no adapter",),
+    peft="merged",
+    refuses=("adapter.growth: it has no adapter, so what else [adapter] says does nothing",),
     defaults={"train": {"lr": 1e-4}},
 )

@@ -19,7 +19,11 @@ METHOD = Method(
     axis="live",
     live="head",
     parameters="features a class; one more with head = linear",
+    mergeable=False,
     peft=None,
-    refuses=("adapter settings: it has no adapter",),
+    refuses=(
+        "merge: the base is as it was; its head is saved beside it",
+        "adapter.growth: it has no adapter, so what else [adapter] says does nothing",
+    ),
     defaults={"objective": {"predict": "head"}},
 )

@@ -42,14 +42,18 @@ class LoraFa(Strategy):
     needs_sequence = False
     needs_adapter = True
 
+    def fits(self, host: Host) -> None:
+        """Refuse, where the gradient of B is to be projected, a pair whose A learns, or no pair."""
+        for site, bank in banks_of(host.model).values() if self.settings.project else ():
+            if "A" not in bank.specs or bank.specs["A"].learns or "B" not in bank.specs or not bank.specs["B"].learns:
+                raise ConflictError(f'{site.name!r}: project = true needs adapter.form.fixed = ["A"]; set it')
+
     def shape(self, host: Host, step: int) -> None:
         """Project the gradient of every B, where the settings say so."""
         if not self.settings.project:
             return
         scale, ridge = adapter_of(host.model).branch.scale, Ridge(self.settings.ridge)
         for site, bank in banks_of(host.model).values():
-            if "A" not in bank.fixed.tensors() or "B" not in bank.live:
-                raise ConflictError(f'{site.name!r}: project = true needs adapter.form.fixed = ["A"]; set it')
             gradient, a = bank.live["B"].grad, wide(bank.fixed.tensors()["A"])
             if gradient is not None:
                 gradient.copy_(closed_form(wide(gradient).T, a, scale * site.scale, ridge).T)

@@ -40,16 +40,19 @@ class LoraPlus(Strategy):
     needs_sequence = False
     needs_adapter = True
 
-    def optimizer(self, host: Host, named: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer | None:
-        """Take over what the sites learn."""
+    def fits(self, host: Host) -> None:
+        """Refuse a method none of whose up factors learns."""
         banks = [bank for _, bank in banks_of(host.model).values()]
         if not any(spec.role == "up" and spec.learns for bank in banks for spec in bank.specs.values()):
             raise ConflictError(
                 f"adapter.dynamics {self.name!r} speeds up the up factors, and this method has none that learns; "
                 "leave adapter.dynamics out"
             )
+
+    def optimizer(self, host: Host, named: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer | None:
+        """Take over what the sites learn."""
         free, fast, rest = set(named.values()), [], []
-        for bank in banks:
+        for _, bank in banks_of(host.model).values():
             for name, parameter in bank.live.items():
                 if parameter in free:
                     (fast if bank.specs[name].role == "up" else rest).append(parameter)

@@ -61,7 +61,7 @@ METHOD = Method(
     paper="arXiv 2405.17604 (ECAI 2025)",
     axis="init and gate",
     gate=Core,
-    init=Init("lora-xs", factors),
+    init=Init("lora-xs", factors, bound=True),
     identity_at_creation="moves",
     identity_at_append="moves",
     parameters="rank * rank a site; rank * (rank + in + out) stored",

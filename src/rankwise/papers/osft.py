@@ -22,7 +22,7 @@ from rankwise.adapters.inits import kaiming, zero_up
 from rankwise.adapters.split import Split, strong_parts, weakest
 from rankwise.config import Count, Share
 from rankwise.learning.recipe import Method
-from rankwise.strategies import Confined, Confinement, Host, Phase, require_branch
+from rankwise.strategies import Confined, Confinement, Host, Phase
 from rankwise.strategies.alignment import earlier_importance
 from rankwise.streams import Task
 
@@ -57,12 +57,9 @@ class Osft(Confined):
     name = "osft"
     Settings = OsftSettings
     needs_growth = ("planned", "it splits each weight itself; choose the method of that name")
+    needs_form = Split
     plans = True
     folds = True
-
-    def begin_task(self, host: Host, task: Task) -> None:
-        """Refuse another branch than its own."""
-        require_branch(host, self.name, Split)
 
     def plan(self, host: Host, task: Task, done: Sequence[Mapping[str, Any]]) -> Phase | None:
         """Split each weight into k frozen directions and the others."""
@@ -102,7 +99,7 @@ METHOD = Method(
     axis="form and dynamics: a part of each weight learns, projected",
     form=Split,
     gate=RankWeights,
-    init=Init("osft", zero_up(kaiming), residual=True),
+    init=Init("osft", zero_up(kaiming), residual=True, bound=True),
     dynamics=Osft,
     growth="planned",
     kinds=("linear", "transposed"),

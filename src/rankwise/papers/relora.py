@@ -20,7 +20,7 @@ from rankwise.adapters import Change, banks_of
 from rankwise.config import Count, Fraction, Share
 from rankwise.learning.recipe import Method
 from rankwise.seeds import generator
-from rankwise.strategies import Counted, Host, Setting, courses, require_linear
+from rankwise.strategies import Counted, Host, Setting, courses
 from rankwise.strategies.moments import KEEPS, Moments, cut
 from rankwise.streams import Task
 
@@ -59,8 +59,7 @@ class Relora(Counted):
         return "oracle = true: folded blocks act on every task; remove one of them" if setting.oracle else None
 
     def begin_task(self, host: Host, task: Task) -> None:
-        """Start counting; refuse blocks that cannot be folded."""
-        require_linear(host, self.name)
+        """Start counting."""
         super().begin_task(host, task)
         self.since = 0
 

@@ -14,9 +14,6 @@ from rankwise.strategies.host import (
     Host,
     Phase,
     Term,
-    require_branch,
-    require_linear,
-    require_live,
     validation_loss,
 )
 from rankwise.strategies.l2 import L2
@@ -47,8 +44,5 @@ __all__ = [
     "Strategy",
     "Term",
     "check_together",
-    "require_branch",
-    "require_linear",
-    "require_live",
     "validation_loss",
 ]

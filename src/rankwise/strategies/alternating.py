@@ -10,20 +10,22 @@ from torch import nn
 
 from rankwise.adapters.alternating import Alternation, PairedRule
 from rankwise.adapters.paired import Factors
-from rankwise.strategies.base import Setting, Strategy
+from rankwise.strategies.base import Strategy
 from rankwise.strategies.host import Host
-from rankwise.strategies.paired import misfit, pairs_of
+from rankwise.strategies.paired import pairs_of
 
 
 class Alternating(Strategy):
     """Gives the factors to a `PairedRule`: closed forms before the gradients are clipped, the move after.
 
     Moments, partner copies and turns live in the rule, one set a task: a change of the structure starts them afresh.
+    The gradient of a loss of the factors themselves is added to the closed form of the factor whose turn it is.
     """
 
     Settings: ClassVar[type] = Alternation
     reads = frozenset({"gradients", "live"})
     writes = {"gradients": "set", "the factors' rule": "set"}
+    closed_forms = True
     needs_sequence = False
     needs_adapter = True
 
@@ -32,9 +34,9 @@ class Alternating(Strategy):
         super().__init__(settings or self.Settings(), seed)
         self.rule: PairedRule | None = None
 
-    def misfit(self, setting: Setting) -> str | None:
-        """Refuse a loss of the factors themselves."""
-        return misfit(setting)
+    def fits(self, host: Host) -> None:
+        """Refuse a branch without pairs."""
+        pairs_of(host, self.name)
 
     def optimizer(self, host: Host, named: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer | None:
         """Take over the pairs both of whose factors learn in this phase."""

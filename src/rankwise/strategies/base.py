@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapters import Change
+from rankwise.adapters import Branch, Change
 from rankwise.errors import ConflictError
 from rankwise.objectives import Outputs
-from rankwise.strategies.host import Copy, Host, Phase, Term
+from rankwise.strategies.host import Copy, Host, Phase, Term, require_branch, require_linear, require_live
 from rankwise.streams import Batch, Task
 
 Mode = Literal["add", "set"]
@@ -40,16 +40,20 @@ class Strategy:
     """True if it works on the factors of an adapter."""
     needs_growth: ClassVar[tuple[str, str] | None] = None
     """How blocks must come for it to work, and what to say where they come otherwise; None: in whatever way."""
+    needs_form: ClassVar[type[Branch] | None] = None
+    """The form of adapter it works on; None: any."""
+    needs_live: ClassVar[tuple[Collection[str], str] | None] = None
+    """Tensors that must learn at every site, and what they are in words."""
     brings_batches: ClassVar[bool] = False
     """True if its terms have batches of their own, which only our own loop can take."""
-    penalises: ClassVar[bool] = False
-    """True if it adds a loss of the weights themselves, whatever the examples."""
+    closed_forms: ClassVar[bool] = False
+    """True if its `shape` is for gradients of examples: those of losses of the weights alone come in after it."""
     learns_old_classes: ClassVar[bool] = False
     """True if its losses rank classes of earlier tasks, whose head rows must then be live."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """What another part must write for it to work."""
     folds: ClassVar[bool] = False
-    """True if it folds blocks into the base's weights."""
+    """True if it folds blocks into the base's weights, whose update must then not depend on the input."""
     plans: ClassVar[bool] = False
     """True if `plan` decides the phases of a task, in place of the method's fixed ones."""
 
@@ -62,6 +66,15 @@ class Strategy:
         if self.needs_growth is None or setting.growth == self.needs_growth[0]:
             return None
         return f"adapter.growth = {setting.growth!r}: {self.needs_growth[1]}"
+
+    def fits(self, host: Host) -> None:
+        """Refuse, by ConflictError, an adapter it cannot work on: it is on, without blocks, and nothing is started."""
+        if self.needs_form is not None:
+            require_branch(host, self.name, self.needs_form)
+        if self.needs_live is not None:
+            require_live(host, self.name, *self.needs_live)
+        if self.folds:
+            require_linear(host, self.name)
 
     def begin_task(self, host: Host, task: Task) -> None:
         """Before the first phase of a task; the structure is that of its start."""
@@ -166,8 +179,6 @@ class Setting:
     """How blocks come, where the method has an adapter."""
     reshaper: str = ""
     """The part that changes the structure in the middle of a phase, if one does."""
-    penalty: str = ""
-    """The part that adds a loss of the weights themselves, if one does."""
     words: bool = False
     """True if the tasks ask for answers in words, not for classes."""
     held: Mapping[str, str] = field(default_factory=dict)
@@ -177,9 +188,7 @@ class Setting:
 def check_together(strategies: Sequence[Strategy], setting: Setting) -> None:
     """Refuse, before anything is trained, parts that cannot work together; the error names both."""
     writers: dict[str, tuple[str, Mode]] = {what: (who, "set") for what, who in setting.held.items()}
-    reshaper = next((s.name for s in strategies if s.reshapes()), "")
-    penalty = next((s.name for s in strategies if s.penalises), "")
-    setting = replace(setting, reshaper=reshaper, penalty=penalty)
+    setting = replace(setting, reshaper=next((s.name for s in strategies if s.reshapes()), ""))
     if setting.adapter and setting.growth == "planned" and not any(s.plans for s in strategies):
         raise ConflictError(
             "adapter.growth = 'planned' and no part that plans when blocks come, so none ever would: leave the method "

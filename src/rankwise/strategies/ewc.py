@@ -86,7 +86,6 @@ class Ewc(Strategy):
     Settings = EwcSettings
     reads = frozenset({"live"})
     writes = {"loss": "add"}
-    penalises = True
 
     def __init__(self, settings: EwcSettings, seed: int) -> None:
         """Start with nothing to hold."""

@@ -196,13 +196,14 @@ def weights_of(host: Host) -> dict[str, nn.Parameter]:
 
 
 def require_live(host: Host, who: str, names: Collection[str], what: str) -> None:
-    """Refuse an adapter that at some site lacks one of the live tensors `names`, which are `what` in words.
+    """Refuse an adapter that at some site does not learn one of the tensors `names`, which are `what` in words.
 
     Raises:
         ConflictError: the adapter lacks one; `who` is the name of the dynamics that ask.
 
     """
-    if not all(set(names) <= set(bank.live) for _, bank in banks_of(host.model).values()):
+    banks = [bank for _, bank in banks_of(host.model).values()]
+    if not all(set(names) <= {name for name, spec in bank.specs.items() if spec.learns} for bank in banks):
         raise ConflictError(f"dynamics {who!r} and an adapter without {what}: choose the method of that name")
 
 

@@ -38,7 +38,6 @@ class L2(Strategy):
     Settings = L2Settings
     reads = frozenset({"live"})
     writes = {"loss": "add"}
-    penalises = True
     needs_sequence = False
 
     def __init__(self, settings: L2Settings, seed: int) -> None:

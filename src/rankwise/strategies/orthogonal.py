@@ -42,7 +42,6 @@ class Orthogonal(Strategy):
     Settings = OrthogonalSettings
     reads = frozenset({"live"})
     writes = {"loss": "add"}
-    penalises = True
     needs_adapter = True
 
     def misfit(self, setting: Setting) -> str | None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankwise.adapters import Identity, Pair, adapter_of, banks_of
 from rankwise.adapters.paired import Factors, wide
 from rankwise.errors import ConflictError
-from rankwise.strategies.base import Setting, Strategy
+from rankwise.strategies.base import Strategy
 from rankwise.strategies.host import Host
 
 
@@ -35,19 +34,15 @@ def pairs_of(host: Host, name: str) -> list[Factors]:
     return [Factors(live["A"], live["B"], branch.scale * site.scale) for site, live in sites]
 
 
-def misfit(setting: Setting) -> str | None:
-    """Refuse a loss of the factors themselves: its gradient is not that of a weight they make up (no s B^T G)."""
-    if setting.penalty:
-        what = "adds a loss of the factors themselves, which the closed forms would blow up while a factor is small"
-        return f"{setting.penalty!r}, which {what}; remove one of them"
-    return None
-
-
 class Preconditioned(Strategy):
-    """Replaces the gradients of both factors, jointly, before they are clipped; the run's own rule takes them."""
+    """Replaces the gradients of both factors, jointly, before they are clipped; the run's own rule takes them.
+
+    A loss of the factors themselves has a gradient of no weight they make up: it is added as it is, afterwards.
+    """
 
     reads = frozenset({"gradients", "live"})
     writes = {"gradients": "set"}
+    closed_forms = True
     needs_sequence = False
     needs_adapter = True
 
@@ -59,12 +54,8 @@ class Preconditioned(Strategy):
     def joint(self, a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Return what takes the place of the gradients `of_a` [r, in] and `of_b` [out, r], for factors a and b."""
 
-    def misfit(self, setting: Setting) -> str | None:
-        """Refuse a loss of the factors themselves."""
-        return misfit(setting)
-
-    def optimizer(self, host: Host, named: Mapping[str, nn.Parameter]) -> None:
-        """Take no parameter over; refuse a branch without pairs before anything is trained."""
+    def fits(self, host: Host) -> None:
+        """Refuse a branch without pairs."""
         pairs_of(host, self.name)
 
     def shape(self, host: Host, step: int) -> None:

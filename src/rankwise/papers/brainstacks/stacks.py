@@ -18,7 +18,7 @@ from rankwise.papers.brainstacks.router import MetaRouter, rebuilt
 from rankwise.papers.brainstacks.routing import mixture, stacks, teach, weights
 from rankwise.papers.brainstacks.settings import StackSettings
 from rankwise.seeds import generator
-from rankwise.strategies import Confined, Confinement, Host, require_branch
+from rankwise.strategies import Confined, Confinement, Host
 from rankwise.streams import Batch, Task
 
 
@@ -37,6 +37,7 @@ class Stacks(Rounds, Confined):
     name = "brainstacks"
     reads = frozenset({"loss", "gradients", "live"})
     writes = {"projection": "set", "mixture": "set", "the values a task ends with": "set"}
+    needs_form = Experts
     needs_growth = ("planned", "it appends a stack a round itself; choose the method of that name")
 
     def __init__(self, settings: StackSettings | None = None, seed: int = 0) -> None:
@@ -48,8 +49,7 @@ class Stacks(Rounds, Confined):
         self.router: MetaRouter | None = None
 
     def begin_task(self, host: Host, task: Task) -> None:
-        """Take the directions that earlier domains write; refuse another branch than its own."""
-        require_branch(host, self.name, Experts)
+        """Take the directions that earlier domains write."""
         self.bases = self.protected(host, task) if self.finished and self.settings.directions else {}
 
     def protected(self, host: Host, task: Task) -> dict[str, Tensor]:

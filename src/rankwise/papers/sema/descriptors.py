@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from rankwise.adapters import Blocks, Site, adapter_of, banks_of
 from rankwise.adapters.probes import means_of
-from rankwise.errors import UsageError
 from rankwise.papers.sema.branch import Modular
 from rankwise.papers.sema.settings import ExpansionSettings
 from rankwise.papers.sema.surprise import Records
@@ -21,17 +21,15 @@ DESCRIBE = "descriptors"
 
 
 def form_of(host: Host) -> Modular:
-    """Return the branch of the run's adapter."""
-    branch = adapter_of(host.model).branch
-    if not isinstance(branch, Modular):
-        raise UsageError("adapter.dynamics: expansion needs adapters with descriptors; leave `kind` out")
-    return branch
+    """Return the branch of the run's adapter, which is of this form: `Describing.needs_form`."""
+    return cast(Modular, adapter_of(host.model).branch)
 
 
 class Describing(Strategy):
     """Trains the live descriptors in their phase, and records their errors."""
 
     Settings = ExpansionSettings
+    needs_form = Modular
 
     def __init__(self, settings: ExpansionSettings | None = None, seed: int = 0) -> None:
         """Start without records."""

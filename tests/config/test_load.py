@@ -20,6 +20,29 @@ def test_an_empty_config_is_complete_and_written_toml_reads_back_equal(tmp_path)
     assert config.train.lr == 1e-3 and config.stream.name == "digits" and config.strategy[0]["size"] == 7
 
 
+@pytest.mark.parametrize(
+    ("stream", "name"),
+    [
+        ({"classes_per_task": 5}, "digits"),
+        ({"train": "data/mail.csv"}, "mail"),
+        ({"train": "/data/photos"}, "photos"),
+        ({"train": "hub:org/reviews"}, "reviews"),
+        ({"train": "hub:org/reviews:small"}, "reviews"),
+        ({"train": "memory:rows"}, "rows"),
+        ({"train": ".."}, "stream"),
+        ({"tasks": [{"name": "a", "train": "one.jsonl"}]}, "one"),
+        ({"tasks": [{"name": "a", "train": "one.jsonl"}, {"name": "b", "train": "two.jsonl"}]}, "stream"),
+        ({"train": "mail.csv", "name": "digits"}, "digits"),
+    ],
+)
+def test_a_stream_without_a_name_is_called_after_its_data_and_stays_so(stream, name):
+    config = load_config({"stream": stream})
+    assert config.stream.name == name
+    written = tomllib.loads(to_toml(config))
+    assert written["stream"]["name"] == name
+    assert load_config(written, ["stream.train=moved.csv"] if "train" in stream else []).stream.name == name
+
+
 def test_overrides_are_toml_values_and_reach_into_tables(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text("seed = 3\n[train]\nlr = 0.1\n")

@@ -60,8 +60,12 @@ def test_a_test_is_cut_where_there_is_none():
         parts = [set(split.ids.tolist()) for split in task.splits().values()]
         assert sum(map(len, parts)) == len(set.union(*parts)) == 20
     assert one.record["test_cuts"][0] == {"source": "memory", "rows": 8, "fraction": 0.2, "seed": 2026}
-    with pytest.raises(DataError, match="too few to cut a test from"):
+    with pytest.raises(
+        DataError, match="memory: 4 rows, each with a label of its own, leave none to be a test; choose"
+    ):
         build({"name": "x", "train": "memory:rows"}, 1, data={"rows": mine(each=1)})
+    with pytest.raises(DataError, match="memory: 2 rows are too few to cut a test from"):
+        build({"name": "x", "train": "memory:rows"}, 1, data={"rows": mine(each=2, classes="a")})
 
 
 def test_the_kind_follows_the_label_sets_of_the_tasks():

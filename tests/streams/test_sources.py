@@ -13,9 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from rankwise.errors import DataError
+from rankwise.cli.parts import check_places
+from rankwise.config import load_config
+from rankwise.config.stream import ENDINGS
+from rankwise.errors import DataError, UsageError
 from rankwise.streams.images import EncodedImages
-from rankwise.streams.sources import parts, read
+from rankwise.streams.sources import READERS, parts, read
 
 TEXTS = ["red apple", "blue sky, wide", 'a "quoted" word', "line\nbreak"]
 LABELS = ["fruit", "sky", "word", "sky"]
@@ -46,7 +49,12 @@ def write_npz(path, table):
     np.savez(path, **{key: np.asarray(values) for key, values in table.items()})
 
 
-WRITERS = {".jsonl": write_jsonl, ".csv": write_csv, ".parquet": write_parquet, ".npz": write_npz}
+def write_tsv(path, table):
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream, delimiter="\t").writerows([list(table), *zip(*table.values(), strict=True)])
+
+
+WRITERS = {".jsonl": write_jsonl, ".csv": write_csv, ".tsv": write_tsv, ".parquet": write_parquet, ".npz": write_npz}
 ALL = pytest.mark.parametrize("suffix", WRITERS)
 
 
@@ -117,7 +125,7 @@ def test_a_damaged_file_is_refused(tmp_path, suffix):
     path = tmp_path / f"rows{suffix}"
     WRITERS[suffix](path, columns())
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2 + (suffix == ".csv") * 15])
+    path.write_bytes(whole[: len(whole) // 2 + (suffix in (".csv", ".tsv")) * 15])
     with pytest.raises(DataError, match=rf"rows{suffix}.*(not|cannot|fields|line)"):
         read(path.name, root=tmp_path)
     path.write_bytes(b"\xff\xfe\x00" * 20)
@@ -126,13 +134,27 @@ def test_a_damaged_file_is_refused(tmp_path, suffix):
 
 
 @ALL
-def test_empty_values_name_row_and_column(tmp_path, suffix):
-    blank = columns(input=[*TEXTS[:2], "  ", "x"]), "row 2, column 'input': the text is empty"
-    unlabelled = columns(target=["a", "", "b", "c"]), "row 1, column 'target': the label is missing"
-    for bad, said in (blank, unlabelled):
+def test_empty_values_name_place_and_column(tmp_path, suffix):
+    blank = columns(input=[*TEXTS[:2], "  ", "x"]), 2, "column 'input': the text is empty"
+    unlabelled = columns(target=["a", "", "b", "c"]), 1, "column 'target': the label is missing"
+    first = {".jsonl": 1, ".csv": 2, ".tsv": 2}.get(suffix)
+    for bad, row, said in (blank, unlabelled):
         WRITERS[suffix](tmp_path / f"rows{suffix}", bad)
-        with pytest.raises(DataError, match=rf"rows{suffix}, {said}"):
+        place = f"row {row}" if first is None else f"line {first + row}"
+        with pytest.raises(DataError, match=rf"rows{suffix}, {place}, {said}"):
             read(f"rows{suffix}", root=tmp_path)
+
+
+def test_the_line_is_where_a_row_begins_in_the_file(tmp_path):
+    (tmp_path / "a.csv").write_text('input,target\n"two\nlines",x\n\nlast,\n')
+    with pytest.raises(DataError, match="a.csv, line 5, column 'target'"):
+        read("a.csv", root=tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"input": "a", "target": 1}\n\n{"input": "", "target": 1}\n')
+    with pytest.raises(DataError, match="a.jsonl, line 3, column 'input'"):
+        read("a.jsonl", root=tmp_path)
+    (tmp_path / "a.csv").write_text("input,target,split\na,x,train\nb,x,train\nc,y,test\n")
+    with pytest.raises(DataError, match="a.csv, line 4: label 'y' has no training row"):
+        read("a.csv", root=tmp_path, split="test").split(["x"])
 
 
 @ALL
@@ -151,7 +173,7 @@ def test_lines_are_named_in_text_formats(tmp_path):
     with pytest.raises(DataError, match="line 1: expected an object with named columns, got list"):
         read("a.jsonl", root=tmp_path)
     (tmp_path / "a.jsonl").write_text('{"input": "x", "target": 1}\n{"input": "y"}\n')
-    with pytest.raises(DataError, match="row 1, column 'target': the label is missing"):
+    with pytest.raises(DataError, match="line 2, column 'target': the label is missing"):
         read("a.jsonl", root=tmp_path)
     (tmp_path / "a.csv").write_text("input,target\nx,1\nwith, comma,2\n")
     with pytest.raises(DataError, match="a.csv, line 3: 3 fields where the header has 2"):
@@ -199,6 +221,14 @@ def test_missing_files_name_the_nearest(tmp_path):
         read("review.jsonl", root=tmp_path)
     with pytest.raises(DataError, match="the folder is missing too"):
         read("nowhere/review.jsonl", root=tmp_path)
+    (tmp_path / "reviews.toml").write_text("x")
+    with pytest.raises(DataError, match="review.csv: .*did you mean 'reviews.jsonl'. .known: reviews.jsonl."):
+        read("review.csv", root=tmp_path)
+    with pytest.raises(
+        UsageError, match="stream.train = 'review.csv'.*did you mean 'reviews.jsonl'. .known: reviews.jsonl."
+    ):
+        check_places(load_config({"stream": {"train": "review.csv"}}), tmp_path, "my.toml")
+    assert set(ENDINGS) == set(READERS)
     (tmp_path / "a.jsnl").write_text("x")
     with pytest.raises(DataError, match="unknown kind of file '.jsnl'; did you mean '.jsonl'"):
         read("a.jsnl", root=tmp_path)
@@ -357,6 +387,23 @@ def test_the_hub_is_asked_without_running_code(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(DataError, match="hub:someone/gone: cannot be loaded from the hub .nothing there."):
         read("hub:someone/gone")
+
+
+def test_rows_from_memory_may_be_a_list_or_a_data_frame():
+    listed = [{"input": text, "target": label} for text, label in zip(TEXTS, LABELS, strict=True)]
+    for given in (listed, pa.table(columns()), datasets.Dataset.from_list(listed).to_pandas()):
+        rows = read("memory:rows", data={"rows": given})
+        assert rows.inputs == TEXTS and list(rows.labels) == LABELS and rows.files == read(columns()).files
+    assert (
+        read("memory:rows", data={"rows": [{**row, "split": "test"} for row in listed]}, split="test").named() == LABELS
+    )
+    with pytest.raises(DataError, match="memory, row 1, column 'target': the label is missing"):
+        read("memory:rows", data={"rows": [listed[0], {"input": "x"}]})
+    for given, kind in (([1, 2], "list"), ({1, 2}, "set"), (None, "NoneType"), (PIXELS, "ndarray")):
+        with pytest.raises(
+            DataError, match=rf"memory: a {kind} cannot be read as rows .*; give a dict of columns, a list"
+        ):
+            read("memory:rows", data={"rows": given})
 
 
 def test_memory(tmp_path):

@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from rankwise.config.schema import Config
+from rankwise.config.words import ours
 from rankwise.errors import SECRET, UsageError, nearest
 from rankwise.files import remedy
 
@@ -54,7 +55,7 @@ def parse(kind: type[S], values: Mapping[str, Any], where: str) -> S:
     try:
         return kind.model_validate(plain)
     except ValidationError as error:
-        faults = error.errors()
+        faults = _together(error.errors())
         more = [f"{where}: and {len(faults) - MOST} more"] if len(faults) > MOST else []
         raise UsageError("\n".join([_explain(kind, fault, where) for fault in faults[:MOST]] + more)) from None
 
@@ -68,7 +69,17 @@ def parse_record(make: type[R], values: Mapping[str, Any], where: str) -> R:
     try:
         return TypeAdapter(make).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        raise UsageError("\n".join(_refused(fault, where) for fault in error.errors())) from None
+        raise UsageError("\n".join(_refused(fault, where) for fault in _together(error.errors()))) from None
+
+
+def _together(faults: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Return the faults of one value, which are those of the branches of a union, as one: what it may be."""
+    first: dict[tuple[str | int, ...], ErrorDetails] = {}
+    for fault in faults:
+        known = first.setdefault(tuple(word for word in fault["loc"] if not _is_branch(word)), fault)
+        if fault["msg"] not in known["msg"]:
+            known["msg"] += f" or {fault['msg'].removeprefix('Input should be ')}"
+    return list(first.values())
 
 
 def _refused(fault: ErrorDetails, where: str) -> str:
@@ -180,7 +191,9 @@ def _explain(kind: type[BaseModel], fault: ErrorDetails, where: str) -> str:
     path = ".".join(str(word) for word in words)
     if fault["type"] == "extra_forbidden":
         *table, key = fault["loc"]
-        return f"{where}: unknown key {path!r}; {nearest(str(key), _fields(kind, table))}"
+        meant = _elsewhere(kind, str(key))
+        hint = f"did you mean '{meant}'?" if meant else nearest(str(key), _fields(kind, table))
+        return f"{where}: unknown key {path!r}; {hint}"
     if fault["type"] == "union_tag_invalid":
         found, known = fault.get("ctx", {})["tag"], fault.get("ctx", {})["expected_tags"].replace("'", "").split(", ")
         return f"{where}: {path}.kind = {found!r}: no such kind; {nearest(found, known)}"
@@ -211,6 +224,19 @@ def _hint(fault: ErrorDetails) -> str:
         return ""
     expected = str(fault.get("ctx", {}).get("expected", "true or false"))
     return f"; {nearest(fault['input'], expected.replace(' or ', ', ').replace(chr(39), '').split(', '))}"
+
+
+def _elsewhere(kind: type[BaseModel], key: str) -> str | None:
+    """Return the key that was meant by another library's word, or by our own in the wrong table."""
+    tables = {"": list(kind.model_fields)}
+    for name, field in kind.model_fields.items():
+        found = _sections(field.annotation)
+        tables |= {name: list(found[0].model_fields)} if found else {}
+    meant = ours(key, tables)
+    if meant is None or kind is Config:
+        return meant
+    own = meant.rpartition(".")[2]  # a table by itself, as `adapt` takes it
+    return own if own.partition(" ")[0] in kind.model_fields else None
 
 
 def _fields(kind: type[BaseModel], table: Sequence[str | int]) -> list[str]:

@@ -18,7 +18,8 @@ DEVICE = r"auto|cpu|cuda(:\d{1,3})?"
 
 def _device(name: str) -> str:
     if not re.fullmatch(DEVICE, name):
-        raise ValueError(f"{name!r} is no device; {nearest(name, ('auto', 'cpu', 'cuda', 'cuda:N'))}")
+        word = name.lower().replace("gpu", "cuda")
+        raise ValueError(f"{name!r} is no device; {nearest(word, ('auto', 'cpu', 'cuda', 'cuda:N'))}")
     return name
 
 

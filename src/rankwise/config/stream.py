@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +19,9 @@ Columns = str | Annotated[list[str], Field(min_length=2, max_length=2)]
 Angle = Annotated[float, Field(ge=-360, le=360)]
 
 BUILT_IN: tuple[str, ...] = ("digits",)
+UNNAMED = "stream"
+ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet", ".npz")
+"""Of the files that rows are read from."""
 
 APART = (
     ("shots", "train_limit"),
@@ -62,7 +68,8 @@ class StreamSettings(Section):
     """Which tasks are learnt, in which order, from which rows."""
 
     name: str = Field(default="digits", min_length=1)
-    """A built-in stream (`digits`) or, with `train` or `tasks`, your own label for the stream."""
+    """A built-in stream (`digits`) or, with `train` or `tasks`, your own label for the stream. Default: digits without
+    them; else the name, without its ending, of the file or folder of `train` or of a single task's, or stream."""
     kind: Kind | None = None
     """How rows become tasks: class-incremental (new classes, ranked among all seen), task-incremental (new classes,
     ranked within the task), domain-incremental (the same classes, new inputs), cross-domain (data sets side by side),
@@ -70,7 +77,7 @@ class StreamSettings(Section):
     Default: class-incremental for one data set; for `tasks`, domain-incremental if all label sets are equal, else
     cross-domain; domain-incremental with `rotations`."""
     train: str | None = None
-    """Training rows of one data set: .jsonl, .csv, .parquet, .npz, an image folder, a saved data set folder,
+    """Training rows of one data set: .jsonl, .csv, .tsv, .parquet, .npz, an image folder, a saved data set folder,
     `hub:org/name[:config]` or `memory:name`; relative to the config's folder. Default: none (a built-in stream)."""
     test: str | None = None
     """Test rows, likewise. Default: the test part of `train` where it has one, else a fixed stratified cut of 20 %."""
@@ -108,6 +115,14 @@ class StreamSettings(Section):
     """Order of classes, groups or tasks: drawn by the seed, or as given. Default: seed for one data set, given for
     `tasks`, `groups` and `rotations`."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        """Name the stream after its data where nobody did: first of all, so that whatever is recorded has the name."""
+        nameless = isinstance(values, Mapping) and "name" not in values
+        own = nameless and (values.get("train") is not None or values.get("tasks") is not None)
+        return {**values, "name": _name_of(values)} if own else values
+
     @model_validator(mode="after")
     def _together(self) -> StreamSettings:
         given = {key for key in type(self).model_fields if getattr(self, key) is not None}
@@ -133,3 +148,13 @@ class StreamSettings(Section):
             if getattr(self, key) is not None:
                 raise ValueError(f"'{key}' has no meaning for the built-in '{self.name}'; add train or drop it")
         return self
+
+
+def _name_of(stream: Mapping[str, Any]) -> str:
+    """Return a name for a stream of `train` or one task: the stem of its file or folder, or the hub's or memory's."""
+    match stream:
+        case {"train": str(source)} | {"tasks": [{"train": str(source)}]}:
+            remote = re.fullmatch(r"(?:hub|memory):(?:.*/)?([^/:]*)(?::.*)?", source)
+            name = remote[1] if remote else PurePath(source).stem
+            return name if re.search(r"\w", name) else UNNAMED
+    return UNNAMED

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -36,12 +37,21 @@ from rankwise.files import (
 )
 from rankwise.storage import CARD, newest_valid, read_folder, sweep, write_folder
 from rankwise.tensors import load_tensors, tensor_writer
+from rankwise.version import __version__
 
-PACKAGES = ("rankwise", "torch", "transformers", "accelerate", "safetensors", "datasets", "numpy", "scikit-learn")
+PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "datasets", "numpy", "scikit-learn")
 UNDO = "undo.json"
 """Stands in a run's directory while its last task is being taken back."""
 KEEP = 2
 """Snapshots kept within a task; those at task ends all stay."""
+CAUSES = ("seed", "settings", "sources")
+"""Keys of a stream's record that the others follow from."""
+FREE = "device|threads|workers|snapshot_seconds"
+"""Keys of [train] that a run may go on with other values of."""
+PLACE = re.compile(
+    rf"sources\.\d+\.name|test_cuts\.\d+\.source|(settings|stream)\.(tasks\.\d+\.)?(train|test)|train\.({FREE})"
+)
+"""What may differ in the records of a stream or a config: where files lie, and what the machine needs."""
 
 State = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
@@ -84,8 +94,8 @@ class Ledger:
             )
         with explained(self.checkpoints, "cannot be made"):
             make_folder(self.checkpoints)
-        record = {**environment(), "base": dict(base), "stream": dict(stream)}
         text = to_toml(config)
+        record = {**environment(), "base": dict(base), "stream": dict(stream), "config": tomllib.loads(text)}
         self.write_json("environment.json", {"run": _identity(text, record), **record})
         write_file(self.path / "config.toml", text.encode())  # last: where it stands, `resume` works
 
@@ -96,12 +106,20 @@ class Ledger:
         return load_object(record, LARGEST_RECORD).get("run") if record.exists() else None
 
     def refuse_changed(self, stream: Mapping[str, Any], base: Mapping[str, Any]) -> None:
-        """Raise StorageError if the data or the base are not those the run was started with."""
+        """Raise StorageError if the data, the base or config.toml are not those the run was started with.
+
+        Of data, what they hold counts, not where they lie: a run goes on with the same files in another folder. Of the
+        config, what the machine needs may change (`FREE`).
+        """
         saved = load_object(self.path / "environment.json", LARGEST_RECORD)
-        for what, now in (("stream", stream), ("base", base)):
-            if saved.get(what) != json.loads(json.dumps(now)):
+        config = tomllib.loads((self.path / "config.toml").read_text(encoding="utf-8"))
+        base = {key: value for key, value in base.items() if key in saved["base"]}  # others were not recorded yet
+        for what, now in (("stream", stream), ("base", base), ("config", config)):
+            was = saved.get(what, config if what == "config" else None)
+            if how := next(_changes(was, json.loads(json.dumps(now))), None):
                 raise StorageError(
-                    f"{self.path}: the {what} has changed since this run was started; start a new run, or restore it"
+                    f"{self.path}: the {what} has changed since this run was started: {how}; "
+                    "start a new run, or restore it"
                 )
 
     def record(self, event: str, **values: Any) -> None:
@@ -133,9 +151,10 @@ class Ledger:
         sweep(self.checkpoints)
 
     def newest(self) -> str:
-        """Say which snapshot a resumed run starts from."""
+        """Say which snapshot a resumed run starts from, and how to start without one."""
         folder, _ = self._newest()
-        return "there is no snapshot yet" if folder is None else f"the last good snapshot is {folder}"
+        found = "there is no snapshot yet" if folder is None else f"the last good snapshot is {folder}"
+        return f"{found}; delete {self.path} or choose another --out to start anew"
 
     def last(self) -> tuple[State | None, list[str]]:
         """Return the newest snapshot that is whole, and one line about each newer one that is not."""
@@ -258,6 +277,31 @@ def _identity(config: str, record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([config, record], sort_keys=True).encode()).hexdigest()
 
 
+def _changes(was: Any, now: Any, place: str = "") -> Iterator[str]:
+    """Yield what differs between two records, causes first; where the files of a stream lie is no difference."""
+    if was == now or PLACE.fullmatch(place):
+        return
+    if isinstance(was, dict) and isinstance(now, dict):
+        if place.startswith("sources.") and any(was.get(key) != now.get(key) for key in ("sha256", "rows")):
+            yield f"{now.get('name')!r} had {_content(was)}, has {_content(now)}"
+        for key in dict.fromkeys([*CAUSES, *now, *was]):
+            yield from _changes(was.get(key), now.get(key), f"{place}.{key}" if place else key)
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for number, (one, other) in enumerate(zip(was, now, strict=True)):
+            yield from _changes(one, other, f"{place}.{number}")
+    else:
+        yield f"{place.removeprefix('settings.')} was {_shown(was)}, is {_shown(now)}"
+
+
+def _content(source: Mapping[str, Any]) -> str:
+    return f"{source.get('rows')} rows (SHA-256 {str(source.get('sha256'))[:8]})"
+
+
+def _shown(value: object) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def _values(folder: Path) -> dict[str, Any]:
     """Return the JSON values of a snapshot, none where they are gone or altered, or lie elsewhere."""
     if folder.is_symlink():
@@ -280,7 +324,7 @@ def _is_state(found: object) -> bool:
 
 def environment() -> dict[str, Any]:
     """Return versions and machine, from an allow-list: nothing of the process environment is recorded."""
-    versions = {}
+    versions = {"rankwise": __version__}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)

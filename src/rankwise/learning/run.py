@@ -71,6 +71,8 @@ def run(learner: Learner, ledger: Ledger, watch: Watch) -> Progress:
     progress = _resumed(learner, ledger, watch)
     clock = _Clock(progress.seconds, learner.config.train.snapshot_seconds)
     if not progress.zero_shot:
+        for line in learner.stream.notes:
+            watch.note(f"note: {line}")
         progress = replace(progress, zero_shot=evaluate(learner).test)
         _record(learner, ledger, "start", scores=progress.zero_shot)
     for task in learner.curriculum[progress.task :]:
@@ -207,7 +209,7 @@ def _save(learner: Learner, ledger: Ledger, progress: Progress, *, kept: bool) -
         return
     for name, parameter in learner.live().items():
         if not bool(torch.isfinite(parameter).all()):
-            raise NonFiniteError(f"step {progress.total - 1} left {name} not finite; {ledger.newest()}; lower train.lr")
+            raise NonFiniteError(f"step {progress.total - 1} left {name} not finite; lower train.lr; {ledger.newest()}")
     tensors, values = learner.state()
     ledger.snapshot((tensors, {"learner": values, "progress": asdict(progress)}), _number(progress), kept=kept)
 

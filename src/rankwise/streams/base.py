@@ -165,6 +165,7 @@ class Stream:
     be named (class-name rows can name classes of tasks still to come: X-TAIL).
     `record` is plain JSON and enough to build the same stream again: class order, seed, sizes, validation ids, file
     hashes.
+    `notes` are lines for an onlooker: what is odd about the data, though nothing to refuse.
     """
 
     name: str
@@ -174,6 +175,7 @@ class Stream:
     tasks: tuple[Task, ...]
     record: dict[str, Any]
     candidates: Candidates = "seen"
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse duplicate names, labels out of range, and tasks that cannot be asked (DataError)."""

@@ -13,6 +13,7 @@ from rankwise.config import Kind, StreamSettings, TaskSettings, parse
 from rankwise.errors import ConflictError, DataError
 from rankwise.streams.base import Stream
 from rankwise.streams.digits import digits
+from rankwise.streams.notes import notes
 from rankwise.streams.prompts import are_labels, instruction
 from rankwise.streams.rows import INPUTS, Rows
 from rankwise.streams.sampling import Sampling, generator, stratified
@@ -32,6 +33,7 @@ CUT_FRACTION = 0.2
 CUT_SEED = 2026
 """Seed of that cut: fixed, so that runs with other seeds are scored on the same rows."""
 CLASSES_PER_TASK = 2
+VALIDATED = "validation rows are cut from train (stream.validation)"
 
 Cuts = list[dict[str, Any]]
 
@@ -65,20 +67,22 @@ def build_stream(
     checked = (
         settings if isinstance(settings, StreamSettings) else parse(StreamSettings, settings, f"{source}, [stream]")
     )
-    reader = _Reader(checked, Path(root), data or {}, [])
+    reader = _Reader(checked, Path(root), data or {}, [], [])
     stream = _from_tasks(checked, seed, reader) if checked.tasks else _from_one(checked, seed, reader)
     record = {**stream.record, "test_cuts": reader.cuts, "settings": checked.model_dump(exclude_none=True)}
-    return dataclasses.replace(stream, tasks=stream.tasks[: checked.first_tasks], record=record)
+    stream = dataclasses.replace(stream, tasks=stream.tasks[: checked.first_tasks], record=record)
+    return dataclasses.replace(stream, notes=(*dict.fromkeys(reader.left_out), *notes(stream)))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Where rows come from, and the note of each test cut from train."""
+    """Where rows come from, the note of each test cut from train, and of parts of the sources that nothing uses."""
 
     settings: StreamSettings
     root: Path
     memory: Mapping[str, Any]
     cuts: Cuts
+    left_out: list[str]
 
     def pair(self, task: StreamSettings | TaskSettings) -> tuple[Rows, Rows]:
         """Train and test rows of one data set."""
@@ -87,6 +91,8 @@ class _Reader:
         column = task.split or self.settings.split
         held = parts(task.train, split_column=column, root=self.root, data=self.memory)
         train = self._rows(held, None if WHOLE in held else "train", task.train, task)
+        unused = [part for part in held if part not in (WHOLE, "train", "test")]
+        self.left_out.extend(f"{task.train}: the rows of '{part}' are not used; {VALIDATED}" for part in unused)
         if task.test is not None:
             # A test file of its own need not have the column that divides the training file.
             divided_by = column if task.test == task.train else None
@@ -112,7 +118,13 @@ def cut_test(rows: Rows, *, by_class: bool = True) -> tuple[Rows, Rows, dict[str
     labels = np.unique(np.array(rows.named() if by_class else [""] * len(rows)), return_inverse=True)[1]
     test = stratified(labels, round(CUT_FRACTION * len(rows)), generator(CUT_SEED, "test"))
     if len(test) == 0:
-        raise DataError(f"{rows.where}: {len(rows)} rows are too few to cut a test from; give a test file")
+        once = len(rows) > 2  # so many give a test row, if a label has a second row to be learnt from
+        why = (
+            "rows, each with a label of its own, leave none to be a test"
+            if once
+            else "rows are too few to cut a test from"
+        )
+        raise DataError(f"{rows.where}: {len(rows)} {why}; choose another target column, or give a test file")
     train = np.setdiff1d(np.arange(len(rows)), test)
     note = {"source": rows.where, "rows": len(test), "fraction": CUT_FRACTION, "seed": CUT_SEED}
     return rows.take(train.tolist()), rows.take(test.tolist()), note

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Rows:
     labels: raw labels, text or whole numbers.    ids: int64 Tensor [N], row numbers in the source.
     class_names: names given by the source, which whole-number labels count into; None if the labels are the names.
     columns: extra columns by name.    files: `{name, sha256, rows}` of each file read.
+    lines: where a row of the source begins in its file, for messages; () if it has no lines.
     """
 
     inputs: Tensor | Sequence[Any]
@@ -40,6 +41,7 @@ class Rows:
     class_names: tuple[str, ...] | None = None
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     files: tuple[dict[str, Any], ...] = ()
+    lines: Sequence[int] = ()
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -51,7 +53,7 @@ class Rows:
         columns = {name: [values[i] for i in at.tolist()] for name, values in self.columns.items()}
         labels = [self.labels[i] for i in at.tolist()]
         inputs, ids = choose(self.inputs, at), self.ids[at]
-        return Rows(inputs, labels, ids, self.modality, self.where, self.class_names, columns, self.files)
+        return replace(self, inputs=inputs, labels=labels, ids=ids, columns=columns)
 
     def names(self) -> tuple[str, ...]:
         """The source's class names, or the distinct labels in order (numbers by value, text by letter)."""
@@ -67,6 +69,10 @@ class Rows:
             return [str(label) for label in self.labels]
         return [self.class_names[int(label)] for label in self.labels]
 
+    def place(self, row: int) -> str:
+        """What messages call a row of the source."""
+        return _place(self.where, row, self.lines)
+
     def split(self, names: Sequence[str]) -> Split:
         """The rows as a Split, a label becoming its position in `names`. Raises DataError for a label not there."""
         known = {name: position for position, name in enumerate(names)}
@@ -74,7 +80,7 @@ class Rows:
         for row, name in zip(self.ids.tolist(), named, strict=True):
             if name not in known:
                 raise DataError(
-                    f"{self.where}, row {row}: label '{name}' has no training row; {nearest(name, list(known)[:50])}"
+                    f"{self.place(row)}: label '{name}' has no training row; {nearest(name, list(known)[:50])}"
                 )
         return Split(self.inputs, torch.tensor([known[name] for name in named], dtype=torch.int64), self.ids)
 
@@ -85,6 +91,7 @@ class Table:
 
     index: row numbers of this part in the source.    class_names: names that a column of whole numbers counts into.
     untyped: the format knows only text, so labels that are all whole numbers count as numbers.
+    lines: where each row of the source begins in its file; () if it has no lines.
     """
 
     where: str
@@ -94,6 +101,7 @@ class Table:
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     files: tuple[dict[str, Any], ...] = ()
     untyped: bool = False
+    lines: Sequence[int] = ()
 
     def values(self, name: str) -> Any:
         """Values of one column for the rows of this part; an array stays an array."""
@@ -101,6 +109,14 @@ class Table:
         if isinstance(values, np.ndarray | Tensor):
             return values[list(self.index)]
         return [values[i] for i in self.index]
+
+    def place(self, row: int) -> str:
+        """What messages call a row of the source: the line of its file where it has lines."""
+        return _place(self.where, row, self.lines)
+
+
+def _place(where: str, row: int, lines: Sequence[int]) -> str:
+    return f"{where}, line {lines[row]}" if lines else f"{where}, row {row}"
 
 
 def rows_of(table: Table, input: str | Sequence[str] | None, target: str | None, extra: Sequence[str] = ()) -> Rows:
@@ -116,7 +132,7 @@ def rows_of(table: Table, input: str | Sequence[str] | None, target: str | None,
     labels, names = _labels(table, label_column)
     held = {name: list(table.values(name)) for name in extra}
     ids = torch.tensor(list(table.index), dtype=torch.int64)
-    return Rows(inputs, labels, ids, _modality(inputs), table.where, names, held, table.files)
+    return Rows(inputs, labels, ids, _modality(inputs), table.where, names, held, table.files, table.lines)
 
 
 def require(table: Table, name: str) -> None:
@@ -176,7 +192,7 @@ def _stacked(table: Table, name: str, values: Any) -> Tensor:
 
 
 def _encoded(table: Table, name: str, values: Any) -> Tensor | Sequence[Any]:
-    items, labels = [], [f"{table.where}, row {row}" for row in table.index]
+    items, labels = [], [table.place(row) for row in table.index]
     for value, label in zip(values, labels, strict=True):
         held = value.get("bytes") if isinstance(value, Mapping) else value
         if isinstance(held, Image.Image):
@@ -191,10 +207,10 @@ def _texts(table: Table, name: str, values: Any) -> list[str]:
     texts = [value.item() if isinstance(value, np.generic) else value for value in values]
     for row, text in zip(table.index, texts, strict=True):
         if text is None or (isinstance(text, str) and not text.strip()):
-            raise DataError(f"{table.where}, row {row}, column '{name}': the text is empty; fill or remove the row")
+            raise DataError(f"{table.place(row)}, column '{name}': the text is empty; fill or remove the row")
         if not isinstance(text, str):
             raise DataError(
-                f"{table.where}, row {row}, column '{name}': {_short(text)} is not text; choose another input column"
+                f"{table.place(row)}, column '{name}': {_short(text)} is not text; choose another input column"
             )
     return texts
 
@@ -229,7 +245,7 @@ def _whole(label: Label) -> bool:
 
 def _label(table: Table, name: str, row: int, value: Any) -> Label:
     raw = value.item() if isinstance(value, np.generic | Tensor) else value
-    place = f"{table.where}, row {row}, column '{name}'"
+    place = f"{table.place(row)}, column '{name}'"
     if raw is None or (isinstance(raw, float) and math.isnan(raw)) or (isinstance(raw, str) and not raw.strip()):
         raise DataError(f"{place}: the label is missing ({_short(raw)}); fill or remove the row")
     if isinstance(raw, bool | str):
@@ -245,7 +261,7 @@ def _numbered(table: Table, column: str, row: int, label: Label, names: Sequence
     if isinstance(label, int) and 0 <= label < len(names):
         return label
     raise DataError(
-        f"{table.where}, row {row}, column '{column}': label {label!r} is out of range 0..{len(names) - 1} "
+        f"{table.place(row)}, column '{column}': label {label!r} is out of range 0..{len(names) - 1} "
         f"({len(names)} class names); correct the label or the names"
     )
 

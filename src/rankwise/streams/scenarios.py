@@ -209,7 +209,7 @@ def _by_column(train: Rows, taught: Split, column: str) -> list[tuple[str, tuple
     for row, label, value in zip(train.ids.tolist(), taught.labels.tolist(), _column(train, column), strict=True):
         if group_of.setdefault(label, str(value)) != str(value):
             raise DataError(
-                f"{train.where}, row {row}: class '{names[label]}' is in groups '{group_of[label]}' and '{value}' "
+                f"{train.place(row)}: class '{names[label]}' is in groups '{group_of[label]}' and '{value}' "
                 f"of column '{column}'; a class belongs to one group (or use kind = \"domain-incremental\")"
             )
     groups = dict.fromkeys(group_of[label] for label in sorted(group_of))

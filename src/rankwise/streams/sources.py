@@ -6,6 +6,7 @@ pickle, no loading scripts from the hub.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from rankwise.streams.tables import (
     WHOLE,
     Parts,
     from_arrays,
+    from_records,
     parts_by_column,
     read_csv,
     read_jsonl,
@@ -34,14 +36,17 @@ from rankwise.streams.tables import (
 READERS: dict[str, Callable[[Path, str, str | None], Parts]] = {
     ".jsonl": read_jsonl,
     ".csv": read_csv,
+    ".tsv": read_csv,
     ".parquet": read_parquet,
     ".npz": read_npz,
 }
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+PARTS = ("train", "test", "validation", "val", "dev")
+"""Folders that divide a folder of pictures, as data sets of the hub are divided."""
 HUB, MEMORY = "hub:", "memory:"
 FAILED_LOADS = (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError)
 BROKEN_SETS = (*FAILED_LOADS, TypeError, AttributeError, IndexError, pyarrow.ArrowException)
-Source = str | Path | Mapping[str, Any] | datasets.Dataset | datasets.DatasetDict
+Source = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]] | datasets.Dataset | datasets.DatasetDict
 
 
 def read(
@@ -57,10 +62,9 @@ def read(
 ) -> Rows:
     """Rows of one split of a source.
 
-    source: a path (.jsonl, .csv, .parquet, .npz, a folder root/<class>/<file> with or without train/ and test/ above,
-    a data set
-        folder of `save_to_disk`), `hub:org/name[:config]`, `memory:name` (a key of `data`), or the data itself: a
-        mapping of columns or arrays, or a data set object.
+    source: a path (.jsonl, .csv, .tsv, .parquet, .npz, a folder root/<class>/<file> with or without train/ and test/
+        above, a data set folder of `save_to_disk`), `hub:org/name[:config]`, `memory:name` (a key of `data`), or the
+        data itself: a mapping of columns or arrays, a list of mappings, a data frame, or a data set object.
     input, target: the columns; two input columns make pairs of texts. Defaults: `rows.INPUTS`, `rows.TARGETS`.
     split: which part; needed where the source has several and none is called train. split_column: the column that
     says so.
@@ -82,6 +86,8 @@ def parts(
         return from_arrays(
             source, "memory", split_column, lambda rows: ({"name": "memory", "sha256": None, "rows": rows},)
         )
+    if not isinstance(source, str | Path):
+        return parts_by_column(_in_memory(source), split_column)
     text = str(source)
     if text.startswith(MEMORY):
         return parts(_remembered(text.removeprefix(MEMORY), data or {}), split_column=split_column)
@@ -121,9 +127,7 @@ def _with_digest(rows: Rows, split: str) -> Rows:
     for entry in files:
         if entry["sha256"] is None:
             entry["sha256"], entry["rows"] = rows_sha256(rows.inputs, rows.labels), len(rows)
-    return Rows(
-        rows.inputs, rows.labels, rows.ids, rows.modality, rows.where, rows.class_names, rows.columns, tuple(files)
-    )
+    return dataclasses.replace(rows, files=tuple(files))
 
 
 def _remembered(name: str, data: Mapping[str, Any]) -> Any:
@@ -132,6 +136,23 @@ def _remembered(name: str, data: Mapping[str, Any]) -> Any:
             f"memory:{name}: no such data was handed over; {nearest(name, data)}; pass data={{'{name}': ...}}"
         )
     return data[name]
+
+
+def _in_memory(source: Any) -> Table:
+    """A list of rows, each a mapping, or a table that pyarrow knows: a data frame of pandas or polars, its own."""
+    entry = {"name": "memory", "sha256": None, "rows": 0}
+    if isinstance(source, list | tuple) and all(isinstance(row, Mapping) for row in source):
+        return from_records(source, "memory", (entry,), untyped=False)
+    try:
+        held = pyarrow.table(source)
+    except (TypeError, ValueError, pyarrow.ArrowException) as error:
+        raise DataError(
+            f"memory: a {type(source).__name__} cannot be read as rows ({str(error)[:80]}); give a dict of columns, a "
+            "list of dicts, a data frame or a data set of `datasets`"
+        ) from error
+    return Table(
+        "memory", tuple(held.column_names), lambda name: held[name].to_pylist(), range(held.num_rows), {}, (entry,)
+    )
 
 
 def _from_path(path: Path, name: str, split_column: str | None) -> Parts:
@@ -157,7 +178,8 @@ def refuse_special(path: Path, name: str, root: Path | None = None) -> None:
 def _siblings(path: Path) -> str:
     if not path.parent.is_dir():
         return "the folder is missing too; paths are relative to the config's folder"
-    close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=5, cutoff=0.5)
+    held = [entry.name for entry in path.parent.iterdir() if entry.is_dir() or entry.suffix.lower() in READERS]
+    close = difflib.get_close_matches(path.name, held, n=5, cutoff=0.5)
     return nearest(path.name, close) if close else "check the name; paths are relative to the config's folder"
 
 
@@ -264,7 +286,7 @@ def _picture_path(value: Mapping[str, Any], where: str, root: Path | None) -> An
 
 def _image_folder(path: Path, name: str) -> Parts:
     folders = _folders(path)
-    divided = [folder for folder in folders if folder.name in ("train", "test", "validation")]
+    divided = [folder for folder in folders if folder.name in PARTS]
     if divided and len(divided) == len(folders):
         return {folder.name: _class_folders(folder, f"{name}/{folder.name}") for folder in divided}
     return {WHOLE: _class_folders(path, name)}

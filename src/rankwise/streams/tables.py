@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import struct
@@ -57,24 +58,27 @@ def parts_by_column(table: Table, column: str | None) -> Parts:
 
 
 def _part(table: Table, index: Sequence[int]) -> Table:
-    return Table(table.where, table.names, table.column, index, table.class_names, table.files, table.untyped)
+    return dataclasses.replace(table, index=index)
 
 
 def from_records(
-    records: Sequence[Mapping[str, Any]], where: str, files: tuple[dict[str, Any], ...], untyped: bool
+    records: Sequence[Mapping[str, Any]],
+    where: str,
+    files: tuple[dict[str, Any], ...],
+    untyped: bool,
+    lines: Sequence[int] = (),
 ) -> Table:
-    """A table from one mapping a row; a key that a row lacks reads as None."""
+    """A table from one mapping a row; a key that a row lacks reads as None. `lines`: where they begin in the file."""
     names = tuple(dict.fromkeys(key for record in records for key in record))
-    return Table(where, names, lambda name: [r.get(name) for r in records], range(len(records)), {}, files, untyped)
+    rows = range(len(records))
+    return Table(where, names, lambda name: [r.get(name) for r in records], rows, {}, files, untyped, lines)
 
 
 def read_jsonl(path: Path, name: str, column: str | None) -> Parts:
     """One JSON object a line, UTF-8; blank lines are skipped."""
-    records = []
-    for number, line in enumerate(_lines(path, name), start=1):
-        if line.strip():
-            records.append(_object(line, f"{name}, line {number}"))
-    return parts_by_column(from_records(records, name, (file_entry(path, name, len(records)),), False), column)
+    held = {n: _object(line, f"{name}, line {n}") for n, line in enumerate(_lines(path, name), start=1) if line.strip()}
+    files = (file_entry(path, name, len(held)),)
+    return parts_by_column(from_records(list(held.values()), name, files, False, list(held)), column)
 
 
 def _lines(path: Path, name: str) -> list[str]:
@@ -107,29 +111,33 @@ def _encodable(record: Any) -> bool:
 
 
 def read_csv(path: Path, name: str, column: str | None) -> Parts:
-    """Comma-separated text with a header line, UTF-8."""
+    """Comma-separated (.tsv: tab-separated) text with a header line, UTF-8."""
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            records = _csv_records(csv.reader(stream, strict=True), name)
+            held = _csv_records(csv.reader(stream, strict=True, delimiter=separator), name)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{name}: cannot be read as UTF-8 text ({error}); save it again as UTF-8") from error
-    return parts_by_column(from_records(records, name, (file_entry(path, name, len(records)),), True), column)
+    files = (file_entry(path, name, len(held)),)
+    return parts_by_column(from_records(list(held.values()), name, files, True, list(held)), column)
 
 
-def _csv_records(reader: Any, name: str) -> list[dict[str, str]]:
-    records = []
+def _csv_records(reader: Any, name: str) -> dict[int, dict[str, str]]:
+    """Rows by the line that they begin on."""
+    records = {}
     try:
         header = next(reader, None) or []
         if twice := [column for column, times in Counter(header).items() if times > 1]:
             raise DataError(f"{name}, line 1: column '{twice[0]}' is named twice; give every column its own name")
+        line = reader.line_num + 1
         for fields in reader:
             if fields and len(fields) != len(header):
                 raise DataError(
-                    f"{name}, line {reader.line_num}: {len(fields)} fields where the header has "
-                    f"{len(header)}; quote commas"
+                    f"{name}, line {line}: {len(fields)} fields where the header has {len(header)}; quote separators"
                 )
             if fields:
-                records.append(dict(zip(header, fields, strict=True)))
+                records[line] = dict(zip(header, fields, strict=True))
+            line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
             f"{name}, line {reader.line_num}: not valid CSV ({error}); close the quotes or copy the file again"

@@ -76,8 +76,12 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 def closest(name: str, choices: Iterable[str], *, alike: float = 0.5) -> str | None:
     """Return the choice most like `name`, or None if none is at least `alike` (0: nothing in common, 1: the same).
 
-    >>> closest("mroa", ["lora", "mora"])
-    'mora'
+    Capital letters are taken for small ones.
+
+    >>> closest("mroa", ["lora", "mora"]), closest("LoRA", ["lora", "mora"])
+    ('mora', 'lora')
     """
-    found = difflib.get_close_matches(name, sorted(choices), cutoff=alike)
-    return min(found, key=lambda choice: sorted(choice) != sorted(name), default=None)  # letters are swapped most often
+    word, small = name.lower(), {choice.lower(): choice for choice in sorted(choices)}
+    found = difflib.get_close_matches(word, small, cutoff=alike)  # the most alike first
+    best = min(found, key=lambda choice: sorted(choice) != sorted(word), default=None)  # letters are swapped most often
+    return None if best is None else small[best]

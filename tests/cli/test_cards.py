@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import asked  # pyright: ignore[reportMissingImports]
 import pytest
 import torch
 from torch import nn
@@ -76,6 +77,38 @@ def test_the_code_of_every_card_runs(folders, monkeypatch):
         wanted = own(images).last_hidden_state
         torch.testing.assert_close(theirs(images).last_hidden_state, wanted, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(plain(images).last_hidden_state, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("base", ["llama", "t5"])
+def test_the_code_of_every_card_loads_a_language_head_too(base, writers, tmp_path, monkeypatch):
+    run = asked.learnt(writers(base), tmp_path)
+    for verb in ("export", "merge"):
+        assert main([verb, str(run), "--out", str(tmp_path / verb)]) == 0
+    places = (run / "adapter", tmp_path / "export", tmp_path / "merge")
+    own, theirs, plain = (loaded(place, monkeypatch)["model"].eval() for place in places)
+    ids = torch.tensor([[2, 3, 5, 1]])
+    given = {"input_ids": ids, **({"decoder_input_ids": ids} if base == "t5" else {})}
+    with torch.no_grad():
+        wanted = own(**given).logits
+        torch.testing.assert_close(theirs(**given).logits, wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(plain(**given).logits, wanted, rtol=1e-4, atol=1e-4)
+    whole = asked.learnt(writers(base), tmp_path, "finetune") / "adapter"
+    assert type(loaded(whole, monkeypatch)["model"]) is type(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("meta-llama/Llama-3.2-1B", "base_model: meta-llama/Llama-3.2-1B\n"),
+        ("/data/llama", ""),
+        ("../data", ""),
+        ("embedded:vit", ""),
+        ("", ""),
+    ],
+)
+def test_a_card_names_a_base_of_the_hub_as_the_hub_reads_it(name, line):
+    text = Card("adapter", "rankwise", "lora", {"name": name}, "pass", ()).text().decode()
+    assert text.startswith(f"---\nlibrary_name: rankwise\n{line}license: ")
 
 
 @pytest.mark.parametrize("method", ["finetune", "linear-probe"])

@@ -24,6 +24,7 @@ HEAVY = ("torch", "transformers", "datasets", "accelerate", "numpy", "sklearn")
 # A mistyped command line -> the name that must be offered instead. Each is one word away from a valid line.
 TYPOS = [
     ("rnu good.toml", "run"),
+    ("rnu --help", "run"),
     ("methds", "methods"),
     ("shwo mora", "show"),
     ("resmue runs/first", "resume"),
@@ -60,6 +61,12 @@ TYPOS = [
     ("run", "run --help"),
     ("show", "show --help"),
     ("show lroa", "lora"),
+    ("show LoRA", "did you mean 'lora'?"),
+    ("run good.toml --set method=Lora", "did you mean 'lora'?"),
+    ("Run good.toml", "did you mean 'run'?"),
+    ("run good.toml --set stream.validation=1.0", "= 1.0: input should be a valid integer or less than 1"),
+    ("run good.toml --set stream.validation=-1", "= -1: input should be greater than or equal to 0"),
+    ("run good.toml --set train.device=gpu", "did you mean 'cuda'?"),
     ("show lora --jsno", "--json"),
     ("resume runs/frist", "first"),
     ("resume runs", "no run"),
@@ -150,9 +157,16 @@ def test_a_typo_is_one_line_with_the_nearest_name(refusals, line: str, remedy: s
     assert (answer["code"], answer["out"]) == (2, ""), answer
     assert answer["err"].count("\n") == 1, answer["err"]
     assert answer["err"].startswith("error: ")
-    said, *_ = re.split(r"\(known:|Available commands:", answer["err"])  # the full list is no help in picking
+    said, *_ = re.split(r"\(known:", answer["err"])  # the full list is no help in picking
     assert remedy in said, answer["err"]
     assert "Traceback" not in answer["err"]
+
+
+def test_an_unknown_command_is_told_all_there_are(capsys) -> None:
+    assert main(["zzzz"]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith(f"(known: {', '.join(sorted(each.__name__ for each in cli.COMMANDS))})\n")
+    assert "; see" not in said
 
 
 def test_typos_are_told_at_once_and_without_torch(refusals) -> None:

@@ -5,8 +5,10 @@ import signal
 import tomllib
 
 import pytest
+from fresh import python
 
 from rankwise.cli import main
+from rankwise.cli.common import loading
 
 
 def test_run_prints_matrix_summary_and_folder(finished) -> None:
@@ -84,7 +86,43 @@ def test_stopped_before_anything_was_written(finished, tmp_path, monkeypatch, ca
 
     monkeypatch.setattr("rankwise.api.run", interrupted)
     assert main(["run", str(finished.config), "--out", str(tmp_path / "r")]) == 130
-    assert capsys.readouterr().err == "stopped; nothing was started\n"
+    assert capsys.readouterr().err == "stopped; nothing was written yet\n"
+
+
+SWALLOWED = """
+import signal, sys
+from rankwise.cli import main
+
+class Finalised:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+        for _ in range(100):  # an exception of the handler would be raised, and dropped, here
+            pass
+
+class Presses:
+    def find_spec(self, name, *_):
+        if name == "rankwise.api":
+            Finalised()
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
+sys.meta_path.insert(0, Presses())
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", ["run", "resume"])
+def test_ctrl_c_that_a_finaliser_hears_while_libraries_load_stops_it(finished, tmp_path, command) -> None:
+    words = {"run": [finished.config, "--out", tmp_path / "r"], "resume": [finished.folder]}[command]
+    done = python("-c", SWALLOWED, command, *map(str, words))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped; nothing was written yet\n")
+    assert not (tmp_path / "r").exists()
+
+
+def test_ctrl_c_is_heard_as_before_once_the_work_begins() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with loading():
+        pass
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("override", ["adapter.gate.top_kk=4", 'model.name="embedded:vti"', "seed=-1"])

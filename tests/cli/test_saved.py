@@ -144,8 +144,15 @@ def test_what_cannot_be_merged_or_exported_says_why_and_writes_nothing(finished,
     )
     for verb in ("merge", "export"):
         assert main([verb, str(tmp_path / "r"), "--out", str(tmp_path / "x")]) == 2
-        assert "depends on the input" in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {tmp_path / 'r'}: method 'mora': ") and "depends on the input" in err
         assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_of_several_adapters_is_misuse(finished, tmp_path, capsys) -> None:
+    said(capsys, "export", finished.folder, "--out", tmp_path / "both" / "law")
+    assert main(["merge", str(tmp_path / "both"), "--out", str(tmp_path / "x")]) == 2
+    assert f"holds PEFT adapters in folders (law); name one, as {tmp_path}/both/law" in capsys.readouterr().err
 
 
 def test_a_base_that_was_trained_is_merged_as_it_is(finished, tmp_path, capsys) -> None:

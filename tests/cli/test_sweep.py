@@ -40,6 +40,7 @@ def test_a_sweep_in_which_all_fails_fails(finished, tmp_path, capsys) -> None:
     told = capsys.readouterr()
     assert told.err.splitlines()[-1].startswith("error: lora-seed0: step ")
     assert "lower train.lr" in told.err
+    assert f"delete {tmp_path / 's' / 'lora-seed0'} or choose another --out to start anew" in told.err
 
 
 def test_stopped_it_says_how_to_go_on(line, tmp_path, monkeypatch, capsys) -> None:

@@ -139,6 +139,46 @@ def test_losses_are_those_of_the_events(tmp_path):
     assert "classify: 0.100 to 0.150" in str(label) and "replay: 1.100 to 1.150" in str(label)
 
 
+def traces(page: Page) -> list[str]:
+    """The lines of the chart of losses; its legend has none, as one loss was logged."""
+    start = next(i for i, (_, about) in enumerate(page.elements) if "loss over steps" in str(about.get("aria-label")))
+    inside = [about for name, about in page.elements[start:] if name == "path"]
+    return [str(about["d"]) for about in inside if about["class"] == "line s0"]
+
+
+def test_a_line_of_losses_breaks_where_a_task_ends(tmp_path):
+    (line,) = traces(written(made(tmp_path / "run")))
+    assert (line.count("M"), line.count("L")) == (3, 3)  # two points in each of three tasks
+
+
+def test_one_loss_a_task_is_a_point_and_no_line(tmp_path):
+    run = made(tmp_path / "run")
+    lines = (run / "events.jsonl").read_text().splitlines()
+    (run / "events.jsonl").write_text("".join(f"{line}\n" for line in lines if '"step": 10' not in line))
+    page = written(run)
+    (line,) = traces(page)
+    assert (line.count("M"), line.count("L")) == (3, 0)
+    assert sum("point s0" in str(about.get("class")) for _, about in page.elements) >= 3
+
+
+def test_what_is_not_set_is_left_out_of_the_tables_of_a_setting(tmp_path):
+    toml = '[stream]\nname = "x"\n[[stream.tasks]]\nname = "a"\ntrain = "a.csv"\n'
+    settings = written(made(tmp_path / "run", toml=toml)).table("Every setting of the run").rows
+    assert settings["stream.tasks"] == ['[{"name": "a", "train": "a.csv"}]']
+
+
+def test_test_rows_that_were_learnt_are_told(tmp_path):
+    runs = [made(tmp_path / "a"), made(tmp_path / "b", method="lora")]
+    told = "Test rows that are training rows, too, which flatters the scores: 4 of 10 of 'second'."
+    for run in runs:
+        assert told not in written(run).words
+        found = json.loads((run / "environment.json").read_text())
+        found["stream"]["overlap"] = {"first": 0, "second": 4, "third": 0}
+        (run / "environment.json").write_text(json.dumps(found))
+        assert written(run).words.count(told) == 1
+    assert written(*runs).words.count(told) == 1
+
+
 def test_ranks_and_gates_are_those_of_the_files(tmp_path):
     page = written(made(tmp_path / "run"))
     results = json.loads((tmp_path / "run" / "results.json").read_text())

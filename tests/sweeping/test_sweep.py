@@ -173,10 +173,13 @@ def test_seeds_and_methods_can_be_added_but_nothing_else_changed(config, tmp_pat
     assert [cell["folder"] for cell in more["cells"]] == ["lora-seed0", "lora-seed1", "joint-seed0", "joint-seed1"]
     with pytest.raises(StorageError, match="another grid"):
         sweep(make_plan(config, {"train.lr": RATES}, methods=["lora", "joint"], seeds=2), tmp_path / "s")
-    with pytest.raises(StorageError, match="another methods"):
+    with pytest.raises(StorageError, match=r"methods was \[\"lora\", \"joint\"\], now \[\"lora\"\]"):
         sweep(first, tmp_path / "s")
-    with pytest.raises(StorageError, match="another config"):
-        sweep(make_plan(config, {}, methods=["lora", "joint"], seeds=2, overrides=["seed=0"]), tmp_path / "s")
+    other = ["seed=0", "train.steps=2"]
+    with pytest.raises(
+        StorageError, match=r"another config \(config\.train\.steps was 1, now 2; config\.seed was not set"
+    ):
+        sweep(make_plan(config, {}, methods=["lora", "joint"], seeds=2, overrides=other), tmp_path / "s")
 
 
 def test_a_sweep_of_which_nothing_was_learnt_can_be_asked_anew(config, plan, tmp_path):
@@ -248,7 +251,12 @@ def test_another_process_is_waited_for_by_nobody(plan, tmp_path):
         sweep(plan, tmp_path)
 
 
+def listen() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # where the tests run in the background it is ignored
+
+
 def start(config: Path, folder: Path) -> subprocess.Popen[str]:
+    """Start the real command, in a group of processes of its own, as a terminal does."""
     line = [sys.executable, "-m", "rankwise", "sweep", config, "--grid", f"train.lr={RATES}", "--methods", "lora,joint"]
     environment = os.environ | {"PYTHONPATH": str(SOURCE)}
     return subprocess.Popen(
@@ -257,7 +265,37 @@ def start(config: Path, folder: Path) -> subprocess.Popen[str]:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=listen,
     )
+
+
+def children(process: subprocess.Popen[str]) -> list[Path]:
+    """The processes it started that are alive."""
+    told = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
+    return [Path("/proc", pid) for pid in told.split()]
+
+
+def gone(processes: list[Path]) -> bool:
+    deadline = time.monotonic() + 20
+    while any(each.exists() for each in processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not any(each.exists() for each in processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", [0.1, 1.5])
+def test_ctrl_c_is_told_in_one_line_while_its_processes_start(config, tmp_path, wait):
+    process = start(config, tmp_path / "s")
+    deadline = time.monotonic() + 100
+    while len(children(process)) < 3 and time.monotonic() < deadline:  # two runs and what watches over both
+        time.sleep(0.01)
+    started = children(process)
+    time.sleep(wait)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, f"stopped; the same command goes on in {tmp_path / 's'}\n")
+    assert gone(started)
 
 
 @pytest.mark.slow
@@ -265,13 +303,10 @@ def test_processes_killed_with_their_parent_and_resumed(config, plan, whole, tmp
     process = start(config, tmp_path / "s")
     assert process.stderr is not None
     process.stderr.readline()  # the first cell is done, others are under way
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
+    started = children(process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    deadline = time.monotonic() + 20
-    while [pid for pid in children.split() if Path(f"/proc/{pid}").exists()] and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert [pid for pid in children.split() if Path(f"/proc/{pid}").exists()] == []
+    assert gone(started)
     again = start(config, tmp_path / "s")
     out, err = again.communicate(timeout=200)
     assert again.returncode == 0, err

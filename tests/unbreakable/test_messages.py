@@ -25,7 +25,7 @@ from rankwise.streams.sources import read
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('train.device = "gpu"', r"train.device: 'gpu' is no device; did you mean 'cpu'\?"),
+        ('train.device = "gpu"', r"train.device: 'gpu' is no device; did you mean 'cuda'\?"),
         ("strategy = " + "[" * 40 + "]" * 40, "is nested more than 16 deep; no key of a config is"),
         ("strategy = " + "[" * 5000 + "]" * 5000, "cannot be read as TOML: it is nested too deeply"),
         ("# " + "x" * (1 << 20), "is larger than the 1048576 bytes a config may have; name the right file"),
@@ -110,7 +110,7 @@ IMAGES = np.zeros((2, 2, 2), np.uint8)
         (
             "a.jsonl",
             b'{"input": " ", "target": "b"}',
-            "row 0, column 'input': the text is empty; fill or remove the row",
+            "line 1, column 'input': the text is empty; fill or remove the row",
         ),
         (
             "a.npz",

@@ -115,7 +115,7 @@ SMALL = {
 
 def test_dynamics_that_need_another_adapter(tmp_path: Path) -> None:
     adapter = {"rank": 2, "dynamics": {"kind": "sema"}}
-    said = "adapter.dynamics: expansion needs adapters with descriptors; leave `kind` out"
+    said = "dynamics 'sema' and an adapter of form Split: choose the method of that name"
     with pytest.raises(UsageError, match=said):
         rankwise.run({**SMALL, "method": "osft", "adapter": adapter}, out=tmp_path / "run")
 

@@ -19,6 +19,7 @@ from rankwise.cli import LISTS, MANY, RUNS
 from rankwise.cli.parts import kinds, own, part_of, starts
 from rankwise.config import ClassifySettings, Config, LanguageSettings, Section, TaskSettings
 from rankwise.config.outline import attribute, outline
+from rankwise.config.words import THEIRS
 
 SECONDS = float(os.environ.get("RANKWISE_TYPO_SECONDS", "1.0"))
 """Processor time a typo may take, Python's start included; a slower machine sets its own bar."""
@@ -101,6 +102,9 @@ def schema() -> Iterator[Typo]:
     for key in TaskSettings.model_fields:
         task = {"name": "a", "train": "rows.jsonl", slip(key): 1}
         yield run({"stream": {"name": "x", "tasks": [task]}}, key)
+    yield from (run({f"{table}{word}": 1}, key) for word, key in THEIRS.items() for table in ("", "adapter."))
+    yield run({"rank": 4}, "adapter.rank")
+    yield run({"train.seed": 1}, "seed")
     yield run({"stream": {"name": "digist"}}, "digits")
     yield run({"train.device": "cdua"}, "cuda")
     yield run({"train.bucket": "ture"}, "true")
@@ -292,6 +296,13 @@ def test_what_is_refused_early_is_refused_by_the_class_too(slug: str) -> None:
     seam, values = OUT_OF_RANGE[slug]
     with pytest.raises(UsageError, match=next(iter(values))):
         api.resolve({"method": slug, "adapter": {seam: values}})
+
+
+def test_a_word_of_another_library_stands_for_a_key_there_is() -> None:
+    tables = {name: type(value).model_fields for name, value in Config() if isinstance(value, Section)}
+    for meant in THEIRS.values():
+        table, key = meant.partition(" ")[0].split(".")
+        assert key in tables[table], meant
 
 
 def test_the_defaults_of_every_method_are_in_range(folder: Path) -> None:

@@ -16,6 +16,7 @@ from cyclopts import Parameter as Option
 
 from rankwise import __version__
 from rankwise.cli.claims import claims
+from rankwise.cli.common import STOPPED
 from rankwise.cli.compare import compare
 from rankwise.cli.demo import demo
 from rankwise.cli.evaluate import evaluate
@@ -31,10 +32,10 @@ from rankwise.cli.schema import schema
 from rankwise.cli.show import show
 from rankwise.cli.sweep import sweep
 from rankwise.cli.undo import undo
-from rankwise.errors import RankwiseError, masked, nearest
+from rankwise.errors import RankwiseError, UsageError, masked, nearest
 from rankwise.files import remedy
 
-FAILED, MISUSED, STOPPED = 1, 2, 130
+FAILED, MISUSED = 1, 2
 NO_MEMORY = ("out of memory", "can't allocate memory", "can't start new thread")
 SMALLER = "nothing saved is lost: give a smaller train.batch_size or a larger train.accumulate, or free memory"
 
@@ -46,7 +47,9 @@ app = App(name="rankwise", help=HELP, version=__version__, help_format="plaintex
 RUNS = (demo, run, resume, log, evaluate, path, undo, merge, export)
 MANY = (sweep, compare, report, claims)
 LISTS = (methods, show, schema)
-for number, command in enumerate((*RUNS, *MANY, *LISTS)):
+COMMANDS = (*RUNS, *MANY, *LISTS)
+NAMES = tuple(command.__name__ for command in COMMANDS)
+for number, command in enumerate(COMMANDS):
     app.command(command, sort_key=number)
 
 program = app.meta
@@ -78,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (default: this process's own) and return its exit code; an error is a line on stderr."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        refuse_unknown(tokens)  # here, as the library answers --help before it looks at the command
         program(tokens, **QUIET)
         sys.stdout.flush()  # a reader that has gone away is noticed here, not when the interpreter ends
     except CycloptsError as error:
@@ -99,6 +103,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def refuse_unknown(tokens: Sequence[str]) -> None:
+    """Raise UsageError if the first word is no command."""
+    if tokens and not tokens[0].startswith("-") and tokens[0] not in NAMES:
+        raise UsageError(unknown(tokens[0]))
+
+
+def unknown(word: str) -> str:
+    """Return what is wrong with a word where a command stands."""
+    what, known = ("option", ("--help", "--version")) if word.startswith("-") else ("command", NAMES)
+    return f"Unknown {what}: {word}; {nearest(word, known)}"
+
+
 def is_memory(error: Exception) -> bool:
     """Say whether memory, on the processor or a GPU, ran out; torch says so in its own words."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
@@ -115,8 +131,8 @@ def misuse(error: CycloptsError) -> str:
     """Return what was wrong with the words of the command line, in one line, with the remedy."""
     chain = " ".join(("rankwise", *(error.command_chain or ())))
     tokens = error.unused_tokens or []
-    if isinstance(error, UnknownCommandError) and tokens and tokens[0].startswith("-"):
-        return f"Unknown option: {tokens[0]}; {nearest(tokens[0], ('--help', '--version'))}"
+    if isinstance(error, UnknownCommandError) and tokens:
+        return unknown(tokens[0])
     if isinstance(error, UnusedCliTokensError):
         return f"{chain}: unexpected {' '.join(map(repr, tokens))}; see `{chain} --help`"
     text = " ".join(str(error).split())

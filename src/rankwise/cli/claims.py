@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter as Option
 from cyclopts import validators
 
-from rankwise.cli.common import Json, print_json
+from rankwise.cli.common import Json, loading, print_json
 
 AtLeastOne = Option(validator=validators.Number(gte=1), show_default=False)
 
@@ -34,13 +34,14 @@ def claims(
         write: Write CLAIMS.md and claims.json to the current folder; rows of other claims there are kept.
 
     """
-    import os
+    with loading():
+        import os
 
-    from rankwise import claims as room
+        from rankwise import claims as room
 
-    chosen = list(dict.fromkeys(slugs)) or room.slugs()
-    listed = [claim for slug in chosen for claim in room.claims_of(slug)]
-    from rankwise.claims.harness import measuring, page
+        chosen = list(dict.fromkeys(slugs)) or room.slugs()
+        listed = [claim for slug in chosen for claim in room.claims_of(slug)]
+        from rankwise.claims.harness import measuring, page
 
     rows = []
     try:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +15,10 @@ from typing import Annotated, Any
 from cyclopts import Parameter as Option
 
 from rankwise.errors import UsageError, nearest
+
+STOPPED = 130
+"""The exit code of a command that was stopped by the user."""
+UNWRITTEN = "stopped; nothing was written yet"
 
 Json = Annotated[bool, Option(negative=(), show_default=False, help="Print JSON on stdout, for programs.")]
 
@@ -133,7 +140,8 @@ def check_no_run(folder: Path | None) -> None:
 
 def check_saved(folder: Path) -> None:
     """Raise UsageError with the nearest folder if `folder` holds neither a run nor an adapter."""
-    if not any((folder / name).is_file() for name in ("adapter.json", "adapter_config.json", "base.safetensors")):
+    names = ("adapter.json", "adapter_config.json", "*/adapter_config.json", "base.safetensors")
+    if not any(any(folder.glob(name)) for name in names):
         check_run(folder)
 
 
@@ -145,11 +153,33 @@ def check_out(folder: Path | None, option: str = "--out") -> None:
 
 
 @contextmanager
+def loading() -> Iterator[None]:
+    """Until the work begins, Ctrl-C ends the process at once.
+
+    It raises nothing: an exception that meets a finaliser, which run while libraries load, is dropped there.
+    """
+    heard = threading.current_thread() is threading.main_thread()
+    if not heard or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or another's
+        yield
+        return
+    signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave(*_: object) -> None:
+    os.write(2, f"{UNWRITTEN}\n".encode())
+    os._exit(STOPPED)
+
+
+@contextmanager
 def stoppable(folder: Path) -> Iterator[None]:
     """On Ctrl-C, say how to continue the run in `folder`."""
     try:
         yield
     except KeyboardInterrupt:
         begun = (folder / "config.toml").is_file()
-        remedy = f"continue with `rankwise resume {shlex.quote(str(folder))}`" if begun else "nothing was started"
-        raise KeyboardInterrupt(f"stopped; {remedy}") from None
+        again = f"stopped; continue with `rankwise resume {shlex.quote(str(folder))}`"
+        raise KeyboardInterrupt(again if begun else UNWRITTEN) from None

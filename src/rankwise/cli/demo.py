@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter as Option
 from cyclopts import validators
 
-from rankwise.cli.common import Json, check_out, print_json
+from rankwise.cli.common import Json, check_out, loading, print_json
 
 
 def demo(
@@ -29,11 +29,12 @@ def demo(
         fast: Fewer steps and rows: shows that everything works, not how well.
 
     """
-    check_out(out)
-    from rankwise import demo as demonstration
-    from rankwise.reporting.terminal import progress
+    with loading():
+        check_out(out)
+        from rankwise import demo as demonstration
+        from rankwise.reporting.terminal import progress
 
-    folder = out or demonstration.free_folder(seed)
+        folder = out or demonstration.free_folder(seed)
     try:
         with progress() as watch:
             outcome = demonstration.demo(folder, seed, demonstration.FAST if fast else demonstration.FULL, watch)

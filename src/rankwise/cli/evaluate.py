@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rankwise.cli.common import Json, check_run, check_tasks, print_json
+from rankwise.cli.common import Json, check_run, check_tasks, loading, print_json
 
 
 def evaluate(folder: Path, /, *, task: str | None = None, json: Json = False) -> None:
@@ -17,10 +17,11 @@ def evaluate(folder: Path, /, *, task: str | None = None, json: Json = False) ->
         task: Score on this task only. Default: all.
 
     """
-    check_run(folder)
-    check_tasks(folder, [task] if task is not None else [], "--task")
-    from rankwise import saved
-    from rankwise.reporting.tables import scores_table, show
+    with loading():
+        check_run(folder)
+        check_tasks(folder, [task] if task is not None else [], "--task")
+        from rankwise import saved
+        from rankwise.reporting.tables import scores_table, show
 
     scored = saved.evaluate(folder, task=task)
     if json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rankwise.cli.common import Json, check_base, check_new, check_saved, print_json
+from rankwise.cli.common import Json, check_base, check_new, check_saved, loading, print_json
 from rankwise.errors import UsageError, nearest
 
 FORMATS = ("peft",)
@@ -24,10 +24,11 @@ def export(folder: Path, /, *, out: Path, to: str = "peft", base: str | None = N
     """
     if to not in FORMATS:
         raise UsageError(f"--to {to!r}: no such format; {nearest(to, FORMATS)}")
-    check_saved(folder)
-    check_new(out)
-    check_base(base, folder)
-    from rankwise import saved
+    with loading():
+        check_saved(folder)
+        check_new(out)
+        check_base(base, folder)
+        from rankwise import saved
 
     written = saved.export_saved(folder, out, to=to, base=base)
     if json:

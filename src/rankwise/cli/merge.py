@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter as Option
 
-from rankwise.cli.common import Json, check_base, check_blocks, check_new, check_saved, print_json, words
+from rankwise.cli.common import Json, check_base, check_blocks, check_new, check_saved, loading, print_json, words
 
 
 def merge(
@@ -30,11 +30,12 @@ def merge(
         blocks: Fold only these blocks, separated by commas, and drop the others. Default: all.
 
     """
-    check_saved(folder)
-    check_new(out)
-    check_base(base, folder)
-    check_blocks(folder, words(blocks))
-    from rankwise import saved
+    with loading():
+        check_saved(folder)
+        check_new(out)
+        check_base(base, folder)
+        check_blocks(folder, words(blocks))
+        from rankwise import saved
 
     plain = saved.merge_saved(folder, out, base=base, blocks=words(blocks) or None)
     if json:

@@ -11,6 +11,7 @@ from typing import Any
 from rankwise.config import Config, StreamSettings, TaskSettings, parse_record
 from rankwise.config.bases import ALIKE, check_name
 from rankwise.config.outline import Found, attribute, find, follow, outline, source
+from rankwise.config.stream import ENDINGS
 from rankwise.errors import UsageError, closest, nearest
 from rankwise.papers import own, slugs
 
@@ -137,10 +138,11 @@ def _sources(table: StreamSettings | TaskSettings) -> Iterator[tuple[str, str]]:
 
 
 def _beside(path: Path) -> str:
-    """Say what lies where `path` should."""
+    """Say what folders and data lie where `path` should."""
     if not path.parent.is_dir():
         return f"the folder {path.parent.name!r} is missing too; paths are relative to the config's folder"
-    return nearest(path.name, sorted(entry.name for entry in path.parent.iterdir())[:50])
+    held = (entry.name for entry in path.parent.iterdir() if entry.is_dir() or entry.suffix.lower() in ENDINGS)
+    return nearest(path.name, sorted(held)[:50])
 
 
 def check_base(name: str, folder: Path, where: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter as Option
 
-from rankwise.cli.common import Json, check_run, check_tasks, print_json, words
+from rankwise.cli.common import Json, check_run, check_tasks, loading, print_json, words
 from rankwise.errors import UsageError
 
 
@@ -42,9 +42,10 @@ def path(
         raise UsageError(f"--alphas {alphas}: the line has two ends; give at least 2")
     if plot is not None:
         check_plot(plot)
-    from rankwise import saved
-    from rankwise.reporting.paths import draw, path_table
-    from rankwise.reporting.tables import show
+    with loading():
+        from rankwise import saved
+        from rankwise.reporting.paths import draw, path_table
+        from rankwise.reporting.tables import show
 
     measured = saved.path(folder, tasks=(names[0], names[1]) if names else None, alphas=alphas)
     drawn = draw(measured, folder, plot)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rankwise.cli.common import Json, check_run, print_json, stoppable
+from rankwise.cli.common import Json, check_run, loading, print_json, stoppable
 
 
 def resume(folder: Path, /, *, json: Json = False) -> None:
@@ -16,9 +16,10 @@ def resume(folder: Path, /, *, json: Json = False) -> None:
         folder: The folder of a run, as `rankwise run` made it.
 
     """
-    check_run(folder)
-    from rankwise import api
-    from rankwise.reporting.terminal import progress, show_results
+    with loading():
+        check_run(folder)
+        from rankwise import api
+        from rankwise.reporting.terminal import progress, show_results
 
     with stoppable(folder), progress() as watch:
         finished = api.resume(folder, watch=watch)

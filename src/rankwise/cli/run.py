@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter as Option
 
-from rankwise.cli.common import Json, check_config, check_no_run, check_out, print_json, stoppable
+from rankwise.cli.common import Json, check_config, check_no_run, check_out, loading, print_json, stoppable
 
 
 def run(
@@ -28,13 +28,14 @@ def run(
         out: Folder to write the run to. Default: runs/<stream>-<method>-seed<seed>.
 
     """
-    check_config(config, set_)
-    check_out(out)
-    check_no_run(out)
-    from rankwise import api
-    from rankwise.reporting.terminal import progress, show_results
+    with loading():
+        check_config(config, set_)
+        check_out(out)
+        check_no_run(out)
+        from rankwise import api
+        from rankwise.reporting.terminal import progress, show_results
 
-    folder = out or api.default_folder(api.resolve(config, set_)[0])
+        folder = out or api.default_folder(api.resolve(config, set_)[0])
     with stoppable(folder), progress() as watch:
         finished = api.run(config, out=folder, overrides=set_, watch=watch)
     if json:

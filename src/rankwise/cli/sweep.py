@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter as Option
 
-from rankwise.cli.common import Json, check_config, check_method, check_out, print_json, words
+from rankwise.cli.common import Json, check_config, check_method, check_out, loading, print_json, words
 from rankwise.errors import RankwiseError, UsageError
 
 if TYPE_CHECKING:
@@ -49,13 +49,15 @@ def sweep(
         out: Folder to write to. Default: runs/sweep-<config's name>.
 
     """
-    check_config(config, set_)
-    check_out(out)
-    for method in words(methods):
-        check_method(method, "--methods ")
-    if jobs < 1:
-        raise UsageError(f"--jobs {jobs}: give at least 1")
-    plan = _plan(config, grid, set_, methods=words(methods), seeds=seeds, tune_tasks=tune_tasks, tune_seeds=tune_seeds)
+    chosen = {"methods": words(methods), "seeds": seeds, "tune_tasks": tune_tasks, "tune_seeds": tune_seeds}
+    with loading():
+        check_config(config, set_)
+        check_out(out)
+        for method in words(methods):
+            check_method(method, "--methods ")
+        if jobs < 1:
+            raise UsageError(f"--jobs {jobs}: give at least 1")
+        plan = _plan(config, grid, set_, **chosen)
     folder = out or Path("runs") / f"sweep-{config.stem}"
     _show(_work(plan, folder, jobs), folder, json)
 
@@ -73,8 +75,9 @@ def _plan(config: Path, grid: tuple[str, ...], set_: tuple[str, ...], **choices:
 
 def _work(plan: Plan, folder: Path, jobs: int) -> Mapping[str, Any]:
     """Do what is left of a plan, and show how far it is; stopped, say how to go on."""
-    from rankwise.reporting.terminal import progress
-    from rankwise.sweeping.work import sweep as work
+    with loading():
+        from rankwise.reporting.terminal import progress
+        from rankwise.sweeping.work import sweep as work
 
     try:
         with progress() as watch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from rankwise.cli.common import Json, check_run, print_json
+from rankwise.cli.common import Json, check_run, loading, print_json
 
 
 def undo(folder: Path, /, *, json: Json = False) -> None:
@@ -18,9 +18,10 @@ def undo(folder: Path, /, *, json: Json = False) -> None:
             goes too.
 
     """
-    check_run(folder)
-    from rankwise import saved
-    from rankwise.reporting.terminal import progress, show_results
+    with loading():
+        check_run(folder)
+        from rankwise import saved
+        from rankwise.reporting.terminal import progress, show_results
 
     with progress() as watch:
         done = saved.undo(folder, watch=watch)

@@ -77,12 +77,22 @@ def provenance(record: Record) -> Markup:
     }
     files = {**record.digests(), **{f"adapter/{name}": entry["sha256"] for name, entry in record.files.items()}}
     return joined(
+        _shared(stream),
         elements.pairs("Base, stream and time", about),
         elements.folded("Tasks and their rows", _tasks(stream)),
         elements.folded("Where the rows came from", _sources(stream)),
         elements.folded("Files of this run", elements.pairs("SHA-256 of each file", files, ("file", "SHA-256"))),
         elements.source("`environment.json`: `base`, `stream`; `events.jsonl`: `time`; `adapter/manifest.json`"),
     )
+
+
+def _shared(stream: Mapping[str, Any]) -> Markup:
+    """Warn of test rows that were learnt."""
+    shared = stream.get("overlap", {})
+    tests = {task["name"]: task["sizes"]["test"] for task in stream.get("tasks", ())}
+    found = [f"{shared[name]:,} of {count:,} of '{name}'" for name, count in tests.items() if shared.get(name)]
+    told = f"Test rows that are training rows, too, which flatters the scores: {', '.join(found)}."
+    return elements.paragraph(told, "note") if found else Markup()
 
 
 def _tasks(stream: Mapping[str, Any]) -> Markup:
@@ -122,6 +132,7 @@ def together(rows: Rows) -> Markup:
     differ = [(key, *values) for key, values in table.items() if len(set(values)) > 1]
     same = {key: values[0] for key, values in table.items() if len(set(values)) == 1 and values[0] != "none"}
     return joined(
+        *dict.fromkeys(_shared(record.environment["stream"]) for record in heads.values()),
         elements.table("Settings that differ", ("key", *heads), differ, numbers_from=99),
         elements.folded("Settings that agree", elements.pairs("Settings that agree", same)),
         elements.source("`config.toml` of the first run of each column"),
@@ -147,9 +158,16 @@ def _made_of(rows: Rows) -> Markup:
 def said(value: Any) -> str:
     """Write a value of JSON as a reader takes it.
 
-    >>> said(None), said(True), said([1, 2]), said("a")
-    ('none', 'true', '[1, 2]', 'a')
+    >>> said(None), said(True), said([1, 2]), said("a"), said([{"name": "a", "test": None}])
+    ('none', 'true', '[1, 2]', 'a', '[{"name": "a"}]')
     """
     if value is None:
         return "none"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if isinstance(value, str) else json.dumps(_given(value), ensure_ascii=False, default=str)
+
+
+def _given(value: Any) -> Any:
+    """Leave out of tables, also of those in lists, what is not set."""
+    if isinstance(value, Mapping):
+        return {key: _given(held) for key, held in value.items() if held is not None}
+    return [_given(held) for held in value] if isinstance(value, list | tuple) else value

@@ -221,7 +221,7 @@ def loss_curves(rows: Rows) -> Figure | None:
     longest = max((ends[line.label] for line in lines), key=len)
     x = drawing.axis("steps", [a for line in lines for a, _ in line.points], 0.0)
     y = drawing.axis("loss", [b for line in lines for _, b in line.points if b is not None], 0.0)
-    kept = [Line(line.label, _thin(line.points), line.series) for line in lines]
+    kept = [Line(line.label, records.broken(_thin(line.points), ends[line.label]), line.series) for line in lines]
     cuts = [end for _, end in longest[:-1]] if len(longest) <= MOST_CUTS else []
     drawn = drawing.line_chart(kept, x, y, f"loss over steps, first and last: {_ends(lines)}", cuts)
     cells = [row for line in lines for row in _loss_rows(line, ends[line.label])]
@@ -236,7 +236,7 @@ def loss_curves(rows: Rows) -> Figure | None:
             elements.folded("The numbers", elements.table("Losses within each task", columns, cells, numbers_from=2)),
         ),
         f"`events.jsonl`{_each(rows)}: `losses` and `step` of the `step` events{summed}",
-        f"Logged every {runs[0].settings['train.log_every']} steps; upright rules are the ends of tasks."
+        f"Logged every {runs[0].settings['train.log_every']} steps; upright rules end a task and its lines."
         + (f" Of each line {MOST_POINTS} places are drawn." if any(len(e.points) > MOST_POINTS for e in lines) else ""),
     )
 

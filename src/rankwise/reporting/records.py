@@ -123,6 +123,12 @@ def task_ends(record: Record) -> list[tuple[str, int]]:
     return found
 
 
+def broken(points: Points, ends: Sequence[tuple[str, int]]) -> Points:
+    """Return `points` with a gap after each task: no line leads from one task's loss to another's."""
+    gaps: Points = [(float(end), None) for _, end in ends]
+    return sorted([*points, *gaps], key=lambda point: (point[0], point[1] is None))
+
+
 def mean(values: Iterable[float | None]) -> float | None:
     """Return the mean, None if a value is not known or there is none."""
     cells = list(values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from rankwise.sweeping.plan import TUNING, Cell, Plan
 
 NAME = "sweep.json"
 LARGEST = 1 << 28
+MOST = 5
+"""Differences named in one error."""
 GROWS = ("methods", "seeds")
 """Parts of a plan to which a later call may add: they change no choice that was made."""
 SCORE = "validation_final_average"
@@ -115,12 +117,23 @@ def _refuse_other(saved: Mapping[str, Any], asked: Mapping[str, Any], path: Path
         if key in GROWS and isinstance(known, list) and set(known) <= set(value):
             continue
         if known != value:
+            found = [*_changes(key, known, value)]
+            more = [f"and {len(found) - MOST} more"] if len(found) > MOST else []
             raise StorageError(
-                f"{path}: belongs to a sweep with another {key} ({_brief(known)}, asked for {_brief(value)}); "
+                f"{path}: belongs to a sweep with another {key} ({'; '.join(found[:MOST] + more)}); "
                 "choose another --out, or ask for the same to continue it"
             )
 
 
+def _changes(place: str, known: Any, asked: Any) -> Iterator[str]:
+    """Yield what differs, each with its dotted key."""
+    if isinstance(known, Mapping) and isinstance(asked, Mapping):
+        for key in {**known, **asked}:
+            yield from _changes(f"{place}.{key}", known.get(key), asked.get(key))
+    elif known != asked:
+        yield f"{place} was {_brief(known)}, now {_brief(asked)}"
+
+
 def _brief(value: Any) -> str:
-    text = json.dumps(value)
+    text = "not set" if value is None else json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -7,8 +7,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -135,9 +136,21 @@ def _started(job: Job) -> tuple[Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, theirs), daemon=True)
-    process.start()
+    with _deaf():
+        process.start()
     theirs.close()  # so that its end is noticed here, however it comes
     return ours, process
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Let Ctrl-C wait. A process started meanwhile never hears it: this one does, and ends that one."""
+    resource_tracker.ensure_running()  # which hears it again, were it to start here
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _answer(job: Job, connection: Connection, process: BaseProcess) -> dict[str, Any]:
@@ -157,7 +170,6 @@ def _answer(job: Job, connection: Connection, process: BaseProcess) -> dict[str,
 
 def _work(job: Job, connection: Connection) -> None:
     """Learn one job in a process of its own, which ends when its parent does, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         connection.send(learn(job))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -90,6 +92,7 @@ def test_adapt_takes_the_fields_of_the_adapter_table():
         ({"sites": "q_proj"}, "matches no module"),
         ({"layers": [1]}, "layers"),
         ({"growth": "append"}, "growth belongs to a run"),
+        ({"dynamics": {"kind": "altlora"}}, "dynamics act in rankwise.run"),
         ({"gate": {"top_k": 2}}, "unknown key 'top_k'"),
         ({"method": "mora", "gate": {"top_kk": 2}}, "did you mean 'top_k'"),
         ({"method": "mora", "gate": {"temperature": -1.0}}, "temperature"),
@@ -112,6 +115,52 @@ def test_adapt_refuses_a_second_adapter_and_a_bare_layer():
         rankwise.adapt(rankwise.adapt(tiny.mlp()), sites="0")
     with pytest.raises(UsageError, match="wrap it"):
         rankwise.adapt(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("verb", [rankwise.adapt, lambda base: rankwise.load(base, "x")])
+def test_what_is_no_base_is_refused_with_the_remedy(verb):
+    with pytest.raises(UsageError, match="must be a torch module, not 'gpt2'; load it first"):
+        verb("gpt2")
+    theirs = peft.get_peft_model(tiny.mlp(), peft.LoraConfig(target_modules=["0"]))
+    for model in (theirs, theirs.base_model.model):
+        with pytest.raises(ConflictError, match=r"merge_and_unload\(\).*rankwise\.load"):
+            verb(model)
+    assert is_adapted(rankwise.adapt(theirs.merge_and_unload()))
+
+
+def test_a_config_that_is_none_is_refused():
+    with pytest.raises(UsageError, match="path of a TOML file or a mapping, not 123"):
+        rankwise.run(123)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("altlora", "its dynamics 'altlora' act in rankwise.run only"),
+        ("ewc", "its strategies 'ewc' act in rankwise.run, or as far as they can through rankwise.learning"),
+        ("i-lora", "its strategies 'replay', 'ema', 'consistency' act"),
+    ],
+)
+def test_adapt_warns_of_what_a_module_alone_does_not_do(method, message):
+    with pytest.warns(UserWarning) as found:
+        rankwise.adapt(tiny.mlp(), method)
+    assert len(found) == 1 and message in str(found[0].message) and found[0].filename == __file__
+
+
+def test_the_dynamics_of_a_method_are_no_strategy_of_a_foreign_loop():
+    model = rankwise.adapt(tiny.mlp(), rank=2)
+    refused = pytest.raises(
+        UsageError, match=r"'altlora' does not exist.*dynamics of a method act in rankwise\.run only"
+    )
+    with refused, rankwise.learning(model, "altlora", optimizer=torch.optim.SGD(model.parameters())):
+        pass
+
+
+@pytest.mark.parametrize("method", ["lora", "mora", "pissa", "allora"])
+def test_adapt_warns_of_nothing_where_the_adapter_is_all(method):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rankwise.adapt(tiny.mlp(), method, rank=2)
 
 
 def test_adapt_computes_nothing_heavy():

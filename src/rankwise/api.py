@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -16,24 +17,23 @@ from rankwise.adapters import (
     Change,
     Gate,
     Init,
-    adapter_of,
     attach,
-    bare,
     detach,
     fold,
     forget_edits,
     grow,
-    refuse_adapted,
     store,
+    unwrapped,
 )
 from rankwise.adapters.branch import own_settings
 from rankwise.adapters.inits import INITS
 from rankwise.config import AdapterSettings, Config, merged, parse, parse_record, read_config
 from rankwise.errors import StorageError, UsageError, masked, nearest
+from rankwise.learning.bases import base_under, refuse_other, refuse_unfit
 from rankwise.learning.learner import Learner
 from rankwise.learning.ledger import Ledger
 from rankwise.learning.processes import Processes
-from rankwise.learning.recipe import Method
+from rankwise.learning.recipe import Method, fitting
 from rankwise.learning.results import finish
 from rankwise.learning.run import Watch
 from rankwise.learning.run import run as learn
@@ -91,8 +91,11 @@ def adapt(
         gate: settings of the method's gate, as under [adapter.gate] of a config.
         settings: other fields of [adapter]: layers, exclude, scale, dropout, init, form.
 
+    A method's dynamics and strategies are no part of a module: a UserWarning names those that it is without.
+
     Raises:
-        UsageError: an unknown method, setting or site, or a method without an adapter; `base` is as it was then.
+        UsageError: an unknown method, setting or site, a method without an adapter, or no module to put it on; `base`
+            is as it was then.
 
     >>> model = adapt(nn.Sequential(nn.Linear(4, 3)), "lora", rank=2)
     >>> [tuple(p.shape) for p in model.parameters() if p.requires_grad]
@@ -103,23 +106,35 @@ def adapt(
         raise UsageError(f"method {method!r} has no adapter to put on a model; it needs rankwise.run")
     if data is not None:
         raise UsageError(f"method {method!r} does not start from data; leave data out")
-    refuse_adapted(base)
+    refuse_unfit(base)
     named = {"rank": rank, "sites": sites, "gate": gate}
     given = {**settings, **{key: value for key, value in named.items() if value is not None}}
     adapter = parse(AdapterSettings, merged(chosen.defaults.get("adapter", {}), given), "adapt")
     if adapter.growth is not None:
         raise UsageError("growth belongs to a run, where tasks follow each other; leave it out of adapt")
+    if adapter.dynamics:
+        raise UsageError("dynamics act in rankwise.run, which owns the optimiser; leave them out of adapt")
     places = chosen.places(base, adapter)
     branch = branch_of(chosen, adapter)
     record = {"fingerprint": fingerprint(base)} if branch.init.residual else {}  # before it is edited
     attach(base, places, branch, {"method": method, "seed": seed, **record})
     grow(base, [Change("append", FIRST_BLOCK, adapter.rank)], seed)
+    if absent := chosen.elsewhere():
+        warnings.warn(f"adapt puts on the adapter of {method!r} alone; {absent}", stacklevel=2)
     return base
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Write the adapter of `model` as a folder of safetensors and JSON that names the base it belongs to."""
-    write_folder(Path(path), store.files(model, _base_under(model)), kind=store.KIND)
+    """Write the adapter of `model` as a folder of safetensors and JSON that names the base it belongs to.
+
+    Tensors of the base that learn too, or have moved since it was adapted (a head, running statistics), come along.
+
+    Raises:
+        UsageError: no adapter is on it, or a weight that the method has edited learns besides.
+
+    """
+    model = unwrapped(model)
+    write_folder(Path(path), store.files(model, base_under(model)), kind=store.KIND)
 
 
 def load(base: nn.Module, path: str | Path) -> nn.Module:
@@ -132,14 +147,14 @@ def load(base: nn.Module, path: str | Path) -> nn.Module:
 
     """
     path = Path(path)
-    refuse_adapted(base)
+    refuse_unfit(base)
     if is_peft(path):
         named = origin(path)
         if "fingerprint" in named and "quantize" not in named:  # a LoRA of a 4-bit base may go onto the whole one
-            _refuse_other(path, named, base)
+            refuse_other(path, named, base)
         return from_peft(base, path)
     saved = store.read(path)
-    _refuse_other(path, saved.record["base"], base)
+    refuse_other(path, saved.record["base"], base)
     chosen = papers.method(saved.record["method"])
     adapter = parse(AdapterSettings, saved.record["branch"], f"{path}/adapter.json")
     store.install(base, replace(branch_of(chosen, adapter), scale=adapter.scale), saved)
@@ -149,10 +164,13 @@ def load(base: nn.Module, path: str | Path) -> nn.Module:
 def merge(model: nn.Module, *, blocks: Sequence[str] | None = None) -> nn.Module:
     """Fold the adapter (only `blocks` of it, if named) into the base's weights, in place; return the plain module.
 
+    Parameters of the base that learnt before it was adapted learn again.
+
     Raises:
         UsageError: no such block, the method's update depends on the input, or a weight cannot take it.
 
     """
+    model = unwrapped(model)
     fold(model, blocks)
     forget_edits(model)
     return detach(model)
@@ -167,31 +185,8 @@ def export(
     """
     if to != "peft":
         raise UsageError(f"export to {to!r} does not exist; {nearest(to, ['peft'])}")
-    to_peft(model, Path(path), {"name": masked(base_name), **_base_under(model)}, words)
-
-
-def _refuse_other(path: Path, named: Mapping[str, Any], base: nn.Module) -> None:
-    """Raise StorageError unless `base` has the weights that the artefact in `path` names as those it was learnt on."""
-    expected, found = str(named.get("fingerprint")), fingerprint(base)
-    if expected != found:
-        raise StorageError(
-            f"{path}: learnt on a base with fingerprint {expected[:12]}, this one has {found[:12]}; load the same "
-            "weights, in the same precision"
-        )
-
-
-def _base_under(model: nn.Module) -> dict[str, str]:
-    """Return what an artefact says of the base under the adapter of `model`."""
-    whole = all(parameter.is_floating_point() for parameter in model.parameters())
-    return {"fingerprint": base_fingerprint(model), **({} if whole else {"quantize": "nf4"})}
-
-
-def base_fingerprint(model: nn.Module) -> str:
-    """Return the fingerprint of the base under an adapter, as it was before the adapter edited it."""
-    if "fingerprint" in adapter_of(model).record:
-        return adapter_of(model).record["fingerprint"]
-    with bare(model) as base:
-        return fingerprint(base)
+    model = unwrapped(model)
+    to_peft(model, Path(path), {"name": masked(base_name), **base_under(model)}, words)
 
 
 def branch_of(method: Method, settings: AdapterSettings) -> Branch:
@@ -204,7 +199,8 @@ def branch_of(method: Method, settings: AdapterSettings) -> Branch:
     form = parse_record(method.form, settings.form, f"adapter.form {where}")
     gate: Gate = parse_record(method.gate, settings.gate, f"adapter.gate {where}")
     scale = method.scaling(settings.scale, settings.rank)
-    return replace(form, gate=gate, scale=scale, dropout=settings.dropout, init=init_of(method, settings.init))
+    init = init_of(method, settings.init)
+    return fitting(method, replace(form, gate=gate, scale=scale, dropout=settings.dropout, init=init))
 
 
 def init_of(method: Method, name: str | None) -> Init:
@@ -264,6 +260,8 @@ def resolve(
     source: str | Path | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
 ) -> tuple[Config, Method]:
     """Return the complete config of a run, method defaults under the user's values, and its method."""
+    if not isinstance(source, str | Path | Mapping | None):
+        raise UsageError(f"a config is the path of a TOML file or a mapping, not {source!r:.80}")
     raw = read_config(source if source is not None else {}, overrides)
     where = str(source) if isinstance(source, str | Path) else "config"
     given = parse(Config, raw, where)
@@ -383,7 +381,8 @@ def _writing(learner: Learner, ledger: Ledger) -> AbstractContextManager[None]:
 def base_record(backbone: Backbone) -> dict[str, str]:
     """Return what a run and its adapter say of the base they belong to."""
     quantize = {} if backbone.quantize is None else {"quantize": backbone.quantize}
-    return {"name": backbone.name, "fingerprint": backbone.fingerprint, **quantize}
+    form = {} if backbone.language is None else {"form": backbone.language.form}
+    return {"name": backbone.name, "fingerprint": backbone.fingerprint, **quantize, **form}
 
 
 def _whole_paths(config: Config, root: Path) -> Config:

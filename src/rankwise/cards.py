@@ -6,6 +6,7 @@ A card states what its artefact's own files state: nothing in it depends on the 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -13,6 +14,7 @@ from typing import Any
 
 LIBRARIES = {"rankwise": "rankwise", "peft": "PEFT", "transformers": "transformers"}
 TO_FILL = "unknown  # to be filled in: the terms of the base and of the data decide"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 SHOWN = ("adapter", "objective", "strategy", "train")
 """Sections of a config that a card shows."""
 
@@ -38,7 +40,7 @@ class Card:
     """What loads it: a key of LIBRARIES."""
     method: str
     base: Mapping[str, Any]
-    """Name and fingerprint, as far as they are known."""
+    """Name, fingerprint and so on, as far as they are known."""
     usage: str
     """Python that loads it; it runs in the artefact's folder."""
     limits: Sequence[str]
@@ -56,7 +58,7 @@ class Card:
 
     def _head(self) -> str:
         name = str(self.base.get("name") or "")
-        hub = [f"base_model: {json.dumps(name)}"] if "/" in name and not PurePath(name).is_absolute() else []
+        hub = [f"base_model: {name}"] if HUB_ID.fullmatch(name) else []
         lines = [f"library_name: {self.library}", *hub, f"license: {TO_FILL}"]
         front = "\n".join([*lines, f"tags: [continual-learning, low-rank-adaptation, {self.method}]"])
         on = f" learnt on {self.learnt.results['stream']}" if self.learnt else ""
@@ -162,10 +164,20 @@ model = {name}.from_pretrained(".")
 """How artefacts are loaded; {name} stands for the base's name or the class of the merged model."""
 
 
-def peft_usage(name: str) -> str:
-    """Return how a PEFT checkpoint is loaded onto the base called `name`; "": one that has no name."""
-    made = f'load_backbone("{name}").module' if name else "...  # the module that it was learnt on"
-    return USAGE["peft"].format(imported="\nfrom rankwise.models import load_backbone" if name else "", base=made)
+AUTO = {"causal": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM"}
+"""Form of a base's language head -> what loads the base."""
+
+
+def peft_usage(base: Mapping[str, Any]) -> str:
+    """Return how a PEFT checkpoint is loaded onto its base, which may have no name."""
+    name, form = base.get("name"), base.get("form")
+    if not name:
+        return USAGE["peft"].format(imported="", base="...  # the module that it was learnt on")
+    if form in AUTO:
+        made = f'{AUTO[form]}.from_pretrained("{name}")'
+        return USAGE["peft"].format(imported=f"\nfrom transformers import {AUTO[form]}", base=made)
+    made = f'load_backbone("{name}").module'
+    return USAGE["peft"].format(imported="\nfrom rankwise.models import load_backbone", base=made)
 
 
 LIMITS = (

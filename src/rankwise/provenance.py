@@ -2,7 +2,8 @@
 
 Every folder that leaves holds `provenance.json`:
 
-    base      name and fingerprint of the pretrained base (SHA-256 over its names, dtypes, shapes and bytes), quantize
+    base      name and fingerprint of the pretrained base (SHA-256 over its names, dtypes, shapes and bytes), quantize,
+              form (of its language head); without: names of tensors that the fingerprint leaves out
     data      SHA-256 of each stream that was learnt, by content: rows of files, their order, classes; not file names
     parents   SHA-256 of each saved artefact it was made from (of its manifest, which holds those of its files)
     code      version of this package, and SHA-256 over its source files
@@ -24,7 +25,7 @@ from rankwise.storage import MANIFEST
 from rankwise.version import __version__
 
 FILE = "provenance.json"
-BASE = ("name", "fingerprint", "quantize")
+BASE = ("name", "fingerprint", "without", "quantize", "form")
 """What is kept of a base."""
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from rankwise.files import LARGEST_RECORD, load_json
 from rankwise.learning import connectivity, past
 from rankwise.learning.ledger import Ledger
 from rankwise.learning.run import Watch
-from rankwise.models import Backbone, dequantise, fingerprint, load_backbone
+from rankwise.models import Answers, Backbone, dequantise, fingerprint, load_backbone
 from rankwise.reporting.page import left_behind
 from rankwise.storage import CARD, MANIFEST, read_folder
-from rankwise.surgery.peft import is_peft
+from rankwise.surgery.peft import form_named, is_peft
 from rankwise.surgery.plain import write_plain
 from rankwise.tensors import load_tensors
 
@@ -100,7 +101,10 @@ def merge_saved(
     usage = USAGE["merged"].format(name=type(backbone.module).__name__)
     card = _card(backbone, adapter, Path(path), "merged model", "transformers", usage)
     dequantise(backbone.module)
-    plain = api.merge(backbone.module, blocks=blocks) if is_adapted(backbone.module) else backbone.module
+    plain = backbone.module
+    if is_adapted(plain):
+        with _naming(path, adapter_of(plain).record["method"]):
+            plain = api.merge(plain, blocks=blocks)
     others = {} if is_peft(adapter) else read_folder(adapter, kind=store.KIND)
     head = {name: file.read_bytes() for name, file in others.items() if name not in MERGED}
     made = provenance.content(base_record, provenance.of(adapter).get("data", []), [provenance.digest(adapter)])
@@ -114,8 +118,9 @@ def export_saved(path: str | Path, out: str | Path, *, to: str = "peft", base: s
     if not is_adapted(backbone.module):
         raise UsageError(f"{path}: the base itself was trained, so there is no adapter to export; `rankwise merge` it")
     method = adapter_of(backbone.module).record["method"]
-    card = _card(backbone, adapter, Path(path), "PEFT checkpoint", "peft", peft_usage(backbone.name))
-    api.export(backbone.module, out, to=to, base_name=backbone.name, words=card.text())
+    card = _card(backbone, adapter, Path(path), "PEFT checkpoint", "peft", peft_usage(api.base_record(backbone)))
+    with _naming(path, method):
+        api.export(backbone.module, out, to=to, base_name=backbone.name, words=card.text())
     return {"model": backbone.name, "method": method, "out": str(out), "to": to}
 
 
@@ -150,7 +155,7 @@ def shelve(held: Shelf, name: str, path: str | Path) -> None:
 def _card(backbone: Backbone, adapter: Path, path: Path, kind: str, library: str, usage: str) -> Card:
     """Return the model card of what is made of `backbone` with what the run or adapter in `path` learnt on it."""
     facts, adapted = _facts(path), is_adapted(backbone.module)
-    slug = adapter_of(backbone.module).record["method"] if adapted else load_json(adapter / "head.json")["method"]
+    slug = _method(backbone, adapter, facts)
     method = papers.method(slug)
     return Card(
         kind=kind,
@@ -163,6 +168,26 @@ def _card(backbone: Backbone, adapter: Path, path: Path, kind: str, library: str
         learnt=facts,
         settings=adapter_of(backbone.module).branch.record() if adapted else {},
     )
+
+
+def _method(backbone: Backbone, adapter: Path, facts: Learnt | None) -> str:
+    """Return the method of what was learnt."""
+    if is_adapted(backbone.module):
+        return adapter_of(backbone.module).record["method"]
+    if facts is not None:
+        return facts.config["method"]
+    if (adapter / "head.json").is_file():
+        return load_json(adapter / "head.json")["method"]
+    return next(slug for slug in papers.slugs() if papers.method(slug).live == "base")
+
+
+@contextmanager
+def _naming(path: str | Path, method: str) -> Iterator[None]:
+    """Name the folder and the method in what is refused: the parts of an adapter know neither."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{path}: method {method!r}: {error}") from error
 
 
 def _facts(path: Path) -> Learnt | None:
@@ -183,8 +208,7 @@ def learnt(path: Path, base: str | None = None) -> tuple[Backbone, Path]:
             raise UsageError(f"{path.parent}: is not finished, so it left no adapter; `rankwise resume {path.parent}`")
         backbone = api.backbone_of(config)
     else:
-        named, quantize = _named_base(path) if base is None else (base, None)
-        backbone = load_backbone(named, quantize=quantize)
+        backbone = _named_base(path, base)
     if (path / "base.safetensors").is_file():
         _replace_weights(backbone, path)
     else:
@@ -203,11 +227,23 @@ def _replace_weights(backbone: Backbone, path: Path) -> None:
     backbone.module.load_state_dict(tensors)
 
 
-def _named_base(path: Path) -> tuple[str, str | None]:
-    """Return the name of the base that a saved adapter was learnt on, and how it was quantised."""
-    peft = is_peft(path)
-    record = load_json(path / ("adapter_config.json" if peft else "adapter.json"))
-    name = record.get("base_model_name_or_path") if peft else record["base"].get("name")
-    if not name:
+def _named_base(path: Path, name: str | None) -> Backbone:
+    """Load the base called `name`, or else the one that a saved adapter names, with the head it was learnt under."""
+    known = _base_of(path)
+    chosen = name or known.get("name")
+    if not chosen:
         raise UsageError(f"{path}: does not name the base it was learnt on; give --base")
-    return name, None if peft else record["base"].get("quantize")
+    answers = Answers(known["form"]) if known.get("form") else None
+    folder = Path(chosen).expanduser()
+    chosen = str(folder.resolve()) if folder.is_dir() else chosen  # what is made of it is read from other places
+    return load_backbone(chosen, quantize=None if name else known.get("quantize"), answers=answers)
+
+
+def _base_of(path: Path) -> Mapping[str, Any]:
+    """Return what a saved adapter says of the base it was learnt on: name, form, quantize, as far as it does."""
+    if is_peft(path):
+        config = load_json(path / "adapter_config.json")
+        return {"name": config.get("base_model_name_or_path"), "form": form_named(config)}
+    if (path / "adapter.json").is_file():
+        return load_json(path / "adapter.json")["base"]
+    return provenance.of(path).get("base", {})  # the base itself was trained

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import rankwise
-from rankwise.adapters import is_adapted
+from rankwise.adapters import bare, is_adapted
 from rankwise.errors import DataError
 from rankwise.models import fingerprint
 from rankwise.tensors import load_tensors, save_tensors
@@ -100,7 +100,8 @@ def test_what_lies_over_the_base_is_part_of_the_adapter(tmp_path, name, config):
     rankwise.export(model, tmp_path / "out")
     assert torch.equal(stock.computed(stock.loaded(name, tmp_path / "out"), name), expected)
     assert torch.equal(stock.computed(stock.read(name, tmp_path / "out"), name), expected)
-    assert rankwise.api.base_fingerprint(model) == base
+    with bare(model) as under:
+        assert fingerprint(under) == base
     assert torch.equal(stock.computed(model, name), expected)
 
 

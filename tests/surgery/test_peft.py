@@ -16,6 +16,7 @@ from torch import Tensor
 import rankwise
 from rankwise.adapters import is_adapted
 from rankwise.errors import ConflictError, DataError, RankwiseError
+from rankwise.files import load_json
 from rankwise.surgery.peft.config import NAME, matches
 from rankwise.tensors import load_tensors, save_tensors
 
@@ -65,6 +66,31 @@ def test_another_model_another_type_and_a_second_adapter_are_refused(tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"\0" * 20)
     with pytest.raises(RankwiseError):
         rankwise.load(tiny.llama(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "load"),
+    [
+        (tiny.llama, peft.AutoPeftModelForCausalLM),
+        (stock.t5, peft.AutoPeftModelForSeq2SeqLM),
+        (lambda: tiny.llama().model, peft.AutoPeftModelForFeatureExtraction),
+        (lambda: tiny.llama().model, peft.AutoPeftModel),
+        (tiny.MODELS["vit"], peft.AutoPeftModel),
+    ],
+)
+def test_what_leaves_says_how_peft_finds_its_base(tmp_path, make, load):
+    base = make()
+    base.save_pretrained(tmp_path / "base")
+    model = rankwise.adapt(base, rank=2)
+    rankwise.export(model, tmp_path / "peft", base_name=str(tmp_path / "base"))
+    found = load.from_pretrained(tmp_path / "peft")
+    assert type(found.get_base_model()) is type(base)
+
+
+def test_a_module_of_ones_own_leaves_without_a_name_for_peft(tmp_path):
+    rankwise.export(rankwise.adapt(torch.nn.Sequential(torch.nn.Linear(4, 3)), rank=2), tmp_path)
+    config = load_json(tmp_path / "adapter_config.json")
+    assert config["task_type"] is None and config["auto_mapping"] is None
 
 
 PATHS = ["layers.0.q_proj", "layers.10.q_proj", "q_proj", "xq_proj", "layers.0.q_proj.x", "layersX0.q_proj", "a-b.q"]

@@ -3,7 +3,7 @@
 from rankwise.adapters.bank import Bank, Block, Blocks, Spec
 from rankwise.adapters.branch import Branch, Gate, Identity
 from rankwise.adapters.context import Aux, Context, Sink
-from rankwise.adapters.edits import edit, fold, forget_edits, ledger, read_weight, replay
+from rankwise.adapters.edits import beside, edit, fold, forget_edits, ledger, read_weight, replay
 from rankwise.adapters.growth import Change, grow
 from rankwise.adapters.inits import Init, Weight
 from rankwise.adapters.model import (
@@ -18,6 +18,7 @@ from rankwise.adapters.model import (
     learn_base,
     place,
     refuse_adapted,
+    unwrapped,
     using,
 )
 from rankwise.adapters.pair import Pair
@@ -46,6 +47,7 @@ __all__ = [
     "attach",
     "banks_of",
     "bare",
+    "beside",
     "detach",
     "edit",
     "fold",
@@ -61,5 +63,6 @@ __all__ = [
     "refuse_adapted",
     "replay",
     "thin_of",
+    "unwrapped",
     "using",
 ]

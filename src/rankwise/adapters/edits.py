@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapters.bank import Bank
-from rankwise.adapters.model import Adapted, adapted_modules, adapter_of
+from rankwise.adapters.model import Adapted, adapted_modules, adapter_of, bare
 from rankwise.adapters.sites import ALGEBRAS, Site
 from rankwise.errors import UsageError, nearest
 
@@ -70,13 +70,14 @@ def edit(model: nn.Module, site: Site, entry: Mapping[str, Tensor]) -> None:
     _check_entry(site, entry)
     rows = slice(None) if site.rows is None else slice(*site.rows)
     part = weight[:, rows] if site.kind == "transposed" else weight[rows]
-    if "weight" in entry:
-        owner.origins.setdefault(site.name, read_weight(owner.base, site))
-        part.copy_(ALGEBRAS[site.kind].add(entry["weight"], weight))
-    else:
-        update = _added(entry)
-        exact = torch.promote_types(part.dtype, update.dtype)
-        part.copy_(part.to(exact) + ALGEBRAS[site.kind].add(update, weight).to(part.device, exact))
+    with owner.adapter.seen.edited(weight):
+        if "weight" in entry:
+            owner.origins.setdefault(site.name, read_weight(owner.base, site))
+            part.copy_(ALGEBRAS[site.kind].add(entry["weight"], weight))
+        else:
+            update = _added(entry)
+            exact = torch.promote_types(part.dtype, update.dtype)
+            part.copy_(part.to(exact) + ALGEBRAS[site.kind].add(update, weight).to(part.device, exact))
     _enter(owner, site, entry)
 
 
@@ -120,6 +121,26 @@ def ledger(model: nn.Module) -> dict[str, Tensor]:
     for module in adapted_modules(model).values():
         for number, (site, entry) in enumerate(module.edits):
             found.update({f"{site}/{number:06d}.{name}": tensor for name, tensor in entry.items()})
+    return found
+
+
+def beside(model: nn.Module) -> dict[str, Tensor]:
+    """Return by name what the adapter brings in place of the base's tensors: what lies over them, and what has learnt.
+
+    Raises:
+        UsageError: a weight was edited and has learnt too, so that what is written could not say which is which.
+
+    """
+    adapter = adapter_of(model)
+    edited = {f"{path}.weight" for path, module in adapted_modules(model).items() if module.edits}
+    with bare(model) as base:
+        learnt = adapter.seen.moved(base)
+        found = {**learnt, **adapter.laid}
+    if both := sorted(edited & learnt.keys()):
+        raise UsageError(
+            f"{both[0]!r}: a weight of the base that the method has edited learns besides, which no adapter can hold; "
+            "keep it frozen, or rankwise.merge(model) and save it whole"
+        )
     return found
 
 

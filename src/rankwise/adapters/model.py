@@ -16,7 +16,7 @@ from rankwise.adapters.bank import Bank, Packed
 from rankwise.adapters.branch import Branch
 from rankwise.adapters.context import Context
 from rankwise.adapters.fused import added
-from rankwise.adapters.overlay import check_fits, exchange
+from rankwise.adapters.overlay import Seen, check_fits, exchange
 from rankwise.adapters.sites import Site
 from rankwise.errors import ConflictError, RankwiseError, UsageError
 
@@ -36,6 +36,8 @@ class Adapter:
     """What all sites of one model share: the branch, and the context of the forward that is under way."""
 
     branch: Branch
+    seen: Seen
+    """The base as it was when the adapter came."""
     record: dict[str, Any] = field(default_factory=dict)
     """What made it, as JSON values: method, rank, seed; saved with the tensors."""
     context: Context = field(default_factory=Context)
@@ -65,6 +67,10 @@ class Adapter:
             debt = Debt()
             self.debt = weakref.ref(debt)
         return debt
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the forward under way, its graph with it, out of copies and pickles."""
+        return {**vars(self), "debt": None, "inputs": {}}
 
 
 class Adapted(nn.Module):
@@ -176,6 +182,14 @@ def is_adapted(model: nn.Module) -> bool:
     return any(isinstance(module, Adapted) for module in model.modules())
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module that torch's own wrappers (torch.compile, DataParallel, DDP) hold, whose names are its own."""
+    inner = dict(model.named_children())
+    wraps = type(model).__module__.startswith("torch.") and len(inner) == 1
+    found = next((inner[name] for name in ("_orig_mod", "module") if wraps and name in inner), None)
+    return model if found is None else unwrapped(found)
+
+
 def adapter_of(model: nn.Module) -> Adapter:
     """Return what the sites of `model` share, or raise UsageError if it is not adapted."""
     for module in model.modules():
@@ -211,9 +225,9 @@ def attach(model: nn.Module, sites: Sequence[Site], branch: Branch, record: Mapp
     refuse_adapted(model)
     if any(not site.path for site in sites):
         raise UsageError("the model itself is a single layer; wrap it, as in torch.nn.Sequential(layer), to adapt it")
+    adapter = Adapter(branch, Seen(model), dict(record))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    adapter = Adapter(branch, dict(record))
     by_path: dict[str, list[Site]] = {}
     for site in sites:
         by_path.setdefault(site.path, []).append(site)
@@ -248,11 +262,15 @@ def learn_base(model: nn.Module) -> None:
 
 
 def detach(model: nn.Module) -> nn.Module:
-    """Take the adapter off, in place: the modules of the base stand where they stood."""
+    """Take the adapter off, in place: the modules of the base stand where they stood, and learn if they did before."""
+    learning = {name for module in adapted_modules(model).values() for name in module.adapter.seen.learning}
     for module in adapted_modules(model).values():
         for tap in module.adapter.taps:
             tap.remove()
-    return _take_off(model)
+    for name, parameter in _take_off(model).named_parameters():
+        if name in learning:
+            parameter.requires_grad_(True)
+    return model
 
 
 def lay(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from rankwise import provenance
 from rankwise.adapters.bank import Bank
 from rankwise.adapters.branch import Branch
-from rankwise.adapters.edits import ledger, replay
-from rankwise.adapters.model import adapter_of, attach, banks_of, bare, detach, lay, place
+from rankwise.adapters.edits import beside, ledger, replay
+from rankwise.adapters.model import adapter_of, attach, banks_of, detach, lay, place
 from rankwise.adapters.sites import Site, all_sites, span_sites
 from rankwise.cards import LIMITS, USAGE, Card
 from rankwise.config import parse_record
@@ -94,8 +94,7 @@ def files(model: nn.Module, base: Mapping[str, Any]) -> dict[str, Content]:
         sites.append({**asdict(site), "blocks": blocks})
     tensors.update({f"{SHARED}{name}": tensor for name, tensor in adapter.shared.tensors().items()})
     tensors.update({f"{EDITS}{name}": tensor for name, tensor in ledger(model).items()})
-    with bare(model):
-        tensors.update({f"{LAID}{name}": tensor for name, tensor in adapter.laid.items()})
+    tensors.update({f"{LAID}{name}": tensor for name, tensor in beside(model).items()})
     own = {key: value for key, value in adapter.record.items() if key not in LINEAGE}
     record = {**own, "format": FORMAT, "branch": adapter.branch.record(), "base": dict(base), "sites": sites}
     return {

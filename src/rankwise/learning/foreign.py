@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapters import is_adapted
+from rankwise.adapters import is_adapted, unwrapped
 from rankwise.adapters.store import under as below
 from rankwise.config import parse_record
 from rankwise.errors import ConflictError, UsageError, nearest
@@ -245,7 +245,7 @@ def build(
     if unused := sorted(set(settings) - set(strategies)):
         known = nearest(unused[0], strategies)
         raise UsageError(f"settings for {unused[0]!r}, which is not among the strategies; {known}")
-    parts = [_strategy(name, settings.get(name, {}), seed) for name in strategies]
+    parts, model = [_strategy(name, settings.get(name, {}), seed) for name in strategies], unwrapped(model)
     for part in parts:
         _refuse_beyond(part)
     check_together(parts, Setting(adapter=is_adapted(model)))
@@ -291,7 +291,10 @@ def learning(
 
 def _strategy(name: str, settings: Mapping[str, Any], seed: int) -> Strategy:
     if name not in STRATEGIES:
-        raise UsageError(f"strategy {name!r} does not exist; {nearest(name, STRATEGIES)}")
+        known = nearest(name, STRATEGIES)
+        raise UsageError(
+            f"strategy {name!r} does not exist; {known}; the dynamics of a method act in rankwise.run only"
+        )
     part = STRATEGIES[name]
     return part(parse_record(part.Settings, settings, f"strategy {name!r}"), seed)
 

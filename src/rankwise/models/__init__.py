@@ -8,10 +8,21 @@ from typing import Any
 from rankwise.config.bases import EMBEDDED, HUB, MINILM, check_name
 from rankwise.models import embedded, hub
 from rankwise.models.base import Backbone, fingerprint
-from rankwise.models.language import Answers, Language
+from rankwise.models.language import Answers, Form, Language, form_of_class
 from rankwise.models.quantised import dequantise, quantise, quantised
 
-__all__ = ["Answers", "Backbone", "Language", "dequantise", "fingerprint", "load_backbone", "quantise", "quantised"]
+__all__ = [
+    "Answers",
+    "Backbone",
+    "Form",
+    "Language",
+    "dequantise",
+    "fingerprint",
+    "form_of_class",
+    "load_backbone",
+    "quantise",
+    "quantised",
+]
 
 
 def load_backbone(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -67,11 +67,14 @@ class Backbone:
         return features, tuple(output.hidden_states) if hidden else ()
 
 
-def fingerprint(module: nn.Module) -> str:
-    """Hash every parameter and buffer of `module`: sha256 (hex) over sorted names, dtypes, shapes and bytes."""
+def fingerprint(module: nn.Module, without: Collection[str] = ()) -> str:
+    """Hash every parameter and buffer of `module`: sha256 (hex) over sorted names, dtypes, shapes and bytes.
+
+    `without`: names of tensors that are left out, as an artefact brings its own in their place.
+    """
     digest = hashlib.sha256()
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    for name in sorted(tensors):
+    for name in sorted(tensors.keys() - set(without)):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())

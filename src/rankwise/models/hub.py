@@ -124,7 +124,7 @@ def read_module(
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
     options |= {"config": config, "dtype": torch.float32, "trust_remote_code": trust_remote_code}
     options |= {"device_map": "cpu"} if packed.is_packed(config) else {}  # else the library takes a GPU by itself
-    with Explained(f"{folder}: the weights cannot be read", COPY), torch.random.fork_rng(devices=[]), _quietly():
+    with Explained(f"{folder}: the weights cannot be read", COPY), torch.random.fork_rng(devices=[]), quietly():
         module, report = read(folder, **options, **extra)
     missing = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
     if missing:
@@ -135,8 +135,8 @@ def read_module(
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep the library's bar and its table of weights to itself: what matters in it is checked and raised here."""
+def quietly() -> Iterator[None]:
+    """Keep the library's bars and its table of weights to itself: what matters in it is checked and raised here."""
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

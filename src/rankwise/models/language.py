@@ -22,6 +22,11 @@ from rankwise.models.base import averaged
 from rankwise.models.text import padded
 
 Form = Literal["causal", "seq2seq"]
+HEADS: Mapping[Form, Mapping[Any, Any]] = {
+    "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+}
+"""Form of a language head -> model_type -> the class of transformers that has it."""
 CACHED = frozenset({"input_ids", "attention_mask", "past_key_values"})  # arguments without which nothing is generated
 
 
@@ -215,14 +220,21 @@ def arguments(module: nn.Module) -> frozenset[str]:
     return frozenset(inspect.signature(module.forward).parameters)
 
 
+def form_of_class(name: str) -> Form | None:
+    """Return the form of the language head that a class of transformers has; None: it has none.
+
+    >>> form_of_class("LlamaForCausalLM"), form_of_class("T5ForConditionalGeneration"), form_of_class("LlamaModel")
+    ('causal', 'seq2seq', None)
+    """
+    return next((form for form, classes in HEADS.items() if name in classes.values()), None)
+
+
 def form_of(config: PreTrainedConfig, asked: str, where: str) -> Form:
     """Return the form of a base's language head. Raises DataError where it has none, or not the one asked for."""
     kind = config.model_type
     forms: dict[Form, bool] = {
-        "seq2seq": bool(config.is_encoder_decoder)
-        and kind in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-        "causal": kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        and kind not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        "seq2seq": bool(config.is_encoder_decoder) and kind in HEADS["seq2seq"],
+        "causal": kind in HEADS["causal"] and kind not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     }
     found: list[Form] = [form for form, has in forms.items() if has and asked in (form, "auto")]
     if not found:

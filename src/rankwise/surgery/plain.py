@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from rankwise.errors import StorageError, UsageError
 from rankwise.files import TEMPORARY, Content, explained, remove
+from rankwise.models.hub import quietly
 from rankwise.storage import write_folder
 
 KIND = "model"
@@ -60,7 +61,7 @@ def _scratch(out: Path) -> Iterator[Path]:
 
 def _save(module: PreTrainedModel, place: Path) -> None:
     """Let transformers write a model; its own errors do not say what to do."""
-    with explained(place, "cannot be written"):
+    with explained(place, "cannot be written"), quietly():
         try:
             module.save_pretrained(place)
         except SafetensorError as error:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
+from torch import nn
 
 from rankwise.config import parse_record
 from rankwise.errors import DataError, UsageError
+from rankwise.models import Form, form_of_class
 from rankwise.surgery.peft.naming import CONFIG
 
 READ = {
@@ -52,6 +54,9 @@ class Values:
     trainable_token_indices: list[int] | dict[str, list[int]] = field(default_factory=list)
 
 
+TASKS: Mapping[Form, str] = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}
+"""Form of the base's language head -> task_type."""
+
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Starts after which the base is what it was; the others (pissa, olora, corda, loftq) also change its weights."""
 
@@ -77,6 +82,25 @@ def refuse_unread(config: Mapping[str, Any], path: Path) -> None:
             f"{where}: init_lora_weights = {init!r} has changed the base's weights too; convert the checkpoint "
             "with peft (path_initial_model_for_weight_conversion) or merge it there"
         )
+
+
+def form_named(config: Mapping[str, Any]) -> Form | None:
+    """Return the form of the language head of the base that a checkpoint was trained on; None: it names none.
+
+    PEFT writes the task or, where it was told none, the base's class.
+    """
+    held = config.get("auto_mapping")
+    named = str(held.get("base_model_class")) if isinstance(held, dict) else ""
+    told: list[Form] = [form for form, task in TASKS.items() if task == config.get("task_type")]
+    return told[0] if told else form_of_class(named)
+
+
+def base_named(form: Form | None, module: nn.Module) -> dict[str, Any]:
+    """Return what tells PEFT's Auto classes how to load the base: its task, or its class; neither for one of a user."""
+    kind, home = type(module).__name__, type(module).__module__
+    theirs = form is None and home.startswith("transformers.")
+    mapping = {"base_model_class": kind, "parent_library": home} if theirs else None
+    return {"task_type": TASKS[form] if form else None, "auto_mapping": mapping}
 
 
 def scale_of(config: Mapping[str, Any], name: str, rank: int, path: Path) -> float:

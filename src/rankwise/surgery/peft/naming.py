@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rankwise.adapters import Site
+from rankwise.errors import UsageError
+from rankwise.storage import MANIFEST
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KIND = "peft"
@@ -29,7 +31,10 @@ FACTORS = {
 
 
 def is_peft(path: Path) -> bool:
-    """Say whether `path` is a folder that PEFT wrote."""
+    """Say whether `path` is the folder of an adapter that PEFT wrote; UsageError where several lie in it."""
+    held = sorted(file.parent.name for file in path.glob(f"*/{CONFIG}"))
+    if held and not any((path / name).is_file() for name in (CONFIG, MANIFEST)):
+        raise UsageError(f"{path}: holds PEFT adapters in folders ({', '.join(held)}); name one, as {path / held[0]}")
     return (path / CONFIG).is_file()
 
 

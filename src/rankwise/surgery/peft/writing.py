@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rankwise import provenance
 from rankwise.adapters import Bank, Branch, Site, adapter_of, bare, read_weight
 from rankwise.adapters.dora import MAGNITUDE, Dora
+from rankwise.adapters.edits import beside as laid_beside
 from rankwise.adapters.edits import moved
 from rankwise.adapters.model import Adapted, adapted_modules
 from rankwise.adapters.store import card, lineage
@@ -22,6 +23,7 @@ from rankwise.cards import peft_usage
 from rankwise.errors import UsageError
 from rankwise.files import Content
 from rankwise.storage import CARD, write_folder
+from rankwise.surgery.peft.config import base_named
 from rankwise.surgery.peft.naming import CONFIG, KIND, PREFIX, WEIGHTS, base_name, factor_names
 from rankwise.tensors import tensor_writer
 
@@ -62,7 +64,7 @@ def to_peft(model: nn.Module, path: Path, base: Mapping[str, Any], words: bytes 
     Args:
         model: an adapted model.
         path: the folder.
-        base: name (of the hub or a folder, or empty) and fingerprint of the base under the adapter.
+        base: name (of the hub or a folder, or empty), fingerprint and form of the base under the adapter.
         words: the card. Default: what the module itself says.
 
     Raises:
@@ -76,17 +78,18 @@ def to_peft(model: nn.Module, path: Path, base: Mapping[str, Any], words: bytes 
     if not modules:
         raise UsageError(f"{path}: the adapter holds no block, so there is nothing to export")
     loras = {name: _one_lora(adapter.branch, module) for name, module in modules.items()}
+    brought = laid_beside(model)
     with bare(model) as bottom:
         known = dict(bottom.named_modules(remove_duplicate=False))
-        beside, extra = _beside(adapter.laid, known, loras)
+        beside, extra = _beside(brought, known, loras)
     _refuse_dilated(known, loras)
     transposed = all(lora.site.kind == "transposed" for lora in loras.values())
     config = _config({name: (lora.rank, lora.scale) for name, lora in loras.items()}, list(known)) | extra
     config |= {"lora_dropout": adapter.branch.dropout, "fan_in_fan_out": transposed}
-    config["base_model_name_or_path"] = base.get("name", "")
+    config |= {"base_model_name_or_path": base.get("name", ""), **base_named(base.get("form"), model)}
     config["use_dora"] = isinstance(adapter.branch, Dora)
     factors = {name: tensor for lora in loras.values() for name, tensor in lora.named().items()}
-    own = card(model, base, kind="PEFT checkpoint", library="peft", usage=peft_usage(base.get("name", "")))
+    own = card(model, base, kind="PEFT checkpoint", library="peft", usage=peft_usage(base))
     files: dict[str, Content] = {
         WEIGHTS: tensor_writer(factors | beside, {"format": "pt"}),
         CONFIG: json.dumps(config, indent=2).encode(),
@@ -189,7 +192,6 @@ def _config(loras: Mapping[str, tuple[int, float]], modules: Sequence[str]) -> d
     exact = "|".join(re.escape(name) for name in sorted(loras))
     return {
         "peft_type": "LORA",
-        "task_type": None,
         "r": rank,
         "lora_alpha": alpha,
         "rank_pattern": {f"^{re.escape(name)}": r for name, (r, _) in loras.items() if r != rank},

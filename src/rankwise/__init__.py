@@ -12,19 +12,29 @@ from rankwise.version import __version__
 
 if TYPE_CHECKING:
     from rankwise.api import Run, adapt, export, load, merge, methods, resume, run, save
+    from rankwise.errors import ConflictError, DataError, NonFiniteError, RankwiseError, StorageError, UsageError
     from rankwise.learning.foreign import learning
     from rankwise.learning.trainer import LearningCallback
+    from rankwise.reporting.compare import compare
     from rankwise.reporting.page import report
-    from rankwise.saved import evaluate, log, shelf, undo
+    from rankwise.saved import evaluate, log, path, shelf, undo
 
 _IN_API = ("Run", "adapt", "export", "load", "merge", "methods", "resume", "run", "save")
-_IN_SAVED = ("evaluate", "log", "shelf", "undo")
+_IN_SAVED = ("evaluate", "log", "path", "shelf", "undo")
+_IN_ERRORS = ("ConflictError", "DataError", "NonFiniteError", "RankwiseError", "StorageError", "UsageError")
 
 __all__ = [
+    "ConflictError",
+    "DataError",
     "LearningCallback",
+    "NonFiniteError",
+    "RankwiseError",
     "Run",
+    "StorageError",
+    "UsageError",
     "__version__",
     "adapt",
+    "compare",
     "evaluate",
     "export",
     "learning",
@@ -32,6 +42,7 @@ __all__ = [
     "log",
     "merge",
     "methods",
+    "path",
     "report",
     "resume",
     "run",
@@ -55,6 +66,14 @@ def __getattr__(name: str) -> Any:
         from rankwise.reporting.page import report
 
         return report
+    if name == "compare":
+        from rankwise.reporting.compare import compare
+
+        return compare
+    if name in _IN_ERRORS:
+        from rankwise import errors
+
+        return getattr(errors, name)
     if name in _IN_SAVED:
         from rankwise import saved
 

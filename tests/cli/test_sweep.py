@@ -50,3 +50,10 @@ def test_stopped_it_says_how_to_go_on(line, tmp_path, monkeypatch, capsys) -> No
     monkeypatch.setattr("rankwise.api.run", stopped)
     assert main([*line[:-1], str(tmp_path / "a b")]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == f"stopped; the same command goes on in '{tmp_path / 'a b'}'"
+
+
+def test_a_sweep_is_learnt_on_this_machine(line, capsys) -> None:
+    assert main([*line, "--on", "ray"]) == 2
+    assert "--on ray: runs are learnt on this machine alone so far" in capsys.readouterr().err
+    assert main([*line, "--on", "lcoal"]) == 2
+    assert "did you mean 'local'?" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 from reader import Page  # pyright: ignore[reportMissingImports]
 from runs import SHA, made  # pyright: ignore[reportMissingImports]
 
+import rankwise
 from rankwise.errors import DataError, UsageError
 from rankwise.learning.run import Watch
 from rankwise.reporting.drawing import COLOURS
@@ -263,6 +264,8 @@ def test_where_it_goes(tmp_path):
     assert report([run])[0] == run / "report.html"
     assert report([tmp_path / "runs"])[0] == tmp_path / "runs" / "report.html"
     assert report([run, other])[0] == tmp_path / "runs" / "report.html"
+    assert rankwise.report(str(run))[0] == run / "report.html" == rankwise.report([str(run)])[0]
+    assert len(rankwise.compare(str(tmp_path / "runs"))["tables"][0]["rows"][0]["seeds"]) == 2
 
 
 def test_what_cannot_be_shown_is_named(tmp_path):

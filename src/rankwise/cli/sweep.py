@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter as Option
 
 from rankwise.cli.common import Json, check_config, check_method, check_out, loading, print_json, words
-from rankwise.errors import RankwiseError, UsageError
+from rankwise.errors import RankwiseError, UsageError, nearest
 
 if TYPE_CHECKING:
     from rankwise.sweeping import Plan
@@ -27,6 +27,7 @@ def sweep(
     tune_tasks: int = 2,
     tune_seeds: int = 1,
     jobs: int = 1,
+    on: str = "local",
     out: Path | None = None,
     json: Json = False,
 ) -> None:
@@ -46,6 +47,7 @@ def sweep(
         tune_tasks: Settings are picked on the first so many tasks of the stream; 0: on all.
         tune_seeds: Seeds over which the validation scores that pick are averaged.
         jobs: Runs at a time, each in a process of its own with one thread.
+        on: Where the runs are learnt: local.
         out: Folder to write to. Default: runs/sweep-<config's name>.
 
     """
@@ -55,6 +57,9 @@ def sweep(
         check_out(out)
         for method in words(methods):
             check_method(method, "--methods ")
+        if on != "local":
+            said = "a part of --methods on each machine does it for several" if on == "ray" else nearest(on, ["local"])
+            raise UsageError(f"--on {on}: runs are learnt on this machine alone so far; {said}")
         if jobs < 1:
             raise UsageError(f"--jobs {jobs}: give at least 1")
         plan = _plan(config, grid, set_, **chosen)

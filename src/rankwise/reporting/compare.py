@@ -49,6 +49,15 @@ class Saved:
         return tuple((key, repr(value)) for key, value in self.settings.items() if key not in NO_DIFFERENCE)
 
 
+Places = str | Path | Iterable[str | Path]
+"""One folder, or several: of runs, or such that hold runs."""
+
+
+def listed(paths: Places) -> list[Path]:
+    """Return the folders as a list."""
+    return [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+
+
 def run_folders(paths: Iterable[Path]) -> list[Path]:
     """Return the folders of runs that `paths` name: each is one, or holds some side by side (a sweep's, a demo's).
 
@@ -67,11 +76,11 @@ def run_folders(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def compare(paths: Iterable[Path], keys: Sequence[str] = KEYS, baseline: str | None = None) -> dict[str, Any]:
+def compare(paths: Places, keys: Sequence[str] = KEYS, baseline: str | None = None) -> dict[str, Any]:
     """Compare the runs in `paths`, as JSON values.
 
     Args:
-        paths: folders of runs, or folders that hold runs.
+        paths: a folder of a run, or that holds runs; or several.
         keys: numbers of results.json to compare.
         baseline: label of the row that the others are compared with. Default: the first.
 
@@ -86,7 +95,7 @@ def compare(paths: Iterable[Path], keys: Sequence[str] = KEYS, baseline: str | N
 
     """
     notes: list[str] = []
-    runs = _whole(run_folders(paths), notes)
+    runs = _whole(run_folders(listed(paths)), notes)
     known = _numbers(runs)
     for key in keys:
         if key not in known:

@@ -16,7 +16,7 @@ from rankwise.errors import RankwiseError
 from rankwise.files import write_file
 from rankwise.learning.run import Watch
 from rankwise.reporting import elements, facts, figures, records
-from rankwise.reporting.compare import KEYS, compare, compare_tables, run_folders
+from rankwise.reporting.compare import KEYS, Places, compare, compare_tables, listed, run_folders
 from rankwise.reporting.drawing import COLOURS, STYLE
 from rankwise.reporting.figures import Figure, Rows
 from rankwise.reporting.markup import Markup, joined, tag
@@ -32,12 +32,12 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-a
 
 
 def report(
-    paths: Sequence[Path], out: Path | None = None, baseline: str | None = None, reading: Sequence[str] = ()
+    paths: Places, out: str | Path | None = None, baseline: str | None = None, reading: Sequence[str] = ()
 ) -> tuple[Path, list[str]]:
     """Write the page of the runs that `paths` name, of one or of several compared; return where, and what was left out.
 
     Args:
-        paths: folders of runs, or folders that hold runs.
+        paths: a folder of a run, or that holds runs; or several.
         out: the file. Default: report.html in the only path, or in the folder that holds all runs.
         baseline: label of the row that the others are compared with. Default: the first.
         reading: what to say of several runs before their figures.
@@ -48,12 +48,13 @@ def report(
         StorageError: a file cannot be read or written.
 
     """
+    paths = listed(paths)
     folders = run_folders(paths)
     if len(folders) == 1:
         text, notes = page_of_run(records.read(folders[0])), []
     else:
         text, notes = page_of_runs(paths, baseline, reading)
-    out = out or place_of(paths, folders)
+    out = Path(out) if out else place_of(paths, folders)
     write_file(out, text.encode())
     return out, notes
 

@@ -37,7 +37,7 @@ def method(slug: str) -> Method:
         raise UsageError(f"method {slug!r} does not exist; {nearest(slug, known)}")
     if slug in own():
         return importlib.import_module(f"rankwise.papers.{slug.replace('-', '_')}").METHOD
-    return _added[slug] if slug in _added else _plugins()[slug].load()
+    return _added[slug] if slug in _added else _loaded(_plugins()[slug])
 
 
 def add(module: str) -> list[str]:
@@ -65,6 +65,15 @@ def add(module: str) -> list[str]:
 def added() -> list[str]:
     """Return the modules that were added, for a process that must add them too."""
     return list(_modules)
+
+
+def _loaded(plugin: metadata.EntryPoint) -> Method:
+    try:
+        return plugin.load()
+    except (ImportError, AttributeError) as error:
+        package = plugin.dist.name if plugin.dist else "the package that brings it"
+        said = f"the entry point {plugin.value!r} of {package} cannot be loaded ({error})"
+        raise UsageError(f"method {plugin.name!r}: {said}; repair or uninstall it") from error
 
 
 def _methods_of(module: str) -> list[Method]:

@@ -144,7 +144,17 @@ def test_nothing_of_the_environment_is_recorded(done):
         data = file.read_bytes()
         assert not [name for name in (*SECRETS, *SECRETS.values()) if name.encode() in data], file
     record = json.loads((done / "environment.json").read_text())
-    assert set(record) == {"python", "platform", "processor_threads", "gpu", "packages", "base", "stream", "run"}
+    assert set(record) == {
+        "python",
+        "platform",
+        "processor_threads",
+        "gpu",
+        "packages",
+        "base",
+        "stream",
+        "config",
+        "run",
+    }
     assert {"rankwise", "torch"} & record["packages"].keys()
     assert record["base"]["fingerprint"]
 

@@ -160,6 +160,7 @@ def test_a_method_with_nothing_to_learn_is_refused_unless_it_only_scores(tmp_pat
 def test_the_record_of_a_large_stream_can_be_read_again(tmp_path):
     ledger, stream = Ledger(tmp_path), {"validation": list(range(1_000_000))}
     ledger.write_json("environment.json", {"stream": stream, "base": {}})
+    (tmp_path / "config.toml").touch()
     ledger.refuse_changed(stream, {})
     with pytest.raises(StorageError, match="the stream has changed"):
         ledger.refuse_changed({"validation": []}, {})

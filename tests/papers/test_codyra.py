@@ -191,7 +191,7 @@ def test_an_adapter_without_fresh_blocks_or_importances_is_refused():
     assert "growth = 'append'" in str(part().misfit(Setting(growth="keep")))
     model = adapt(nn.Sequential(nn.Linear(WIDTH, OUT)), "lora", rank=4)
     with pytest.raises(UsageError, match="'codyra'"):
-        part().begin_task(cast(Host, stand(model, 1)), stand(model, 1).task)
+        part().fits(cast(Host, stand(model, 1)))
 
 
 def test_a_run_keeps_no_blocks_and_remembers_how_many_ranks_each_task_kept(digits):

@@ -6,20 +6,16 @@ import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 
 import peft
 import pytest
+import tiny
 import torch
 from torch import nn
 
 import rankwise
 from rankwise.adapters import Change, adapter_of, banks_of, grow, is_adapted
 from rankwise.errors import ConflictError, RankwiseError, StorageError, UsageError
-
-sys.path.insert(0, str(Path(__file__).parent / "adapters"))
-
-import tiny  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 
 def test_every_public_name_is_there_and_unknown_ones_are_refused():

@@ -9,13 +9,7 @@ from rankwise.strategies.counted import Counted
 from rankwise.strategies.derpp import Derpp
 from rankwise.strategies.ema import Ema
 from rankwise.strategies.ewc import Ewc
-from rankwise.strategies.host import (
-    Copy,
-    Host,
-    Phase,
-    Term,
-    validation_loss,
-)
+from rankwise.strategies.host import Copy, Host, Phase, Term, validation_loss
 from rankwise.strategies.l2 import L2
 from rankwise.strategies.lwf import Lwf
 from rankwise.strategies.orthogonal import Orthogonal
